@@ -1,0 +1,1 @@
+"""callrouter: answers a city's emergency number 112."""
