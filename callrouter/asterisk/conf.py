@@ -1,0 +1,175 @@
+"""Asterisk's configuration for this city and this machine.
+
+`render` fills the state directory's `etc/`: copies of `asterisk-conf/` and `dialplans/` as they are, and `etc/generated/`
+made from the profile, the operators and the secrets. Every value passes `_plain`, the one place where text becomes
+configuration. Files are replaced whole and atomically, so that a running Asterisk never reloads half of one.
+"""
+
+import contextlib
+import math
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from callrouter.config import ROOT, Settings
+from callrouter.profile import Profile, Queue
+
+SECRETS = ("ari", "ami_daemon", "ami_console", "test_call")
+_SOCKET_PATH_MAX = 107  # bytes: sockaddr_un
+
+
+class ConfigurationError(Exception):
+    """Asterisk's configuration cannot be written; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Phone:
+    """An operator's SIP account. `sip_ha1` is MD5(user:callrouter:password); `queues` are (code, penalty) pairs."""
+
+    sip_user: str
+    sip_ha1: str
+    queues: Sequence[tuple[str, int]]
+
+
+def secret(state: Path, name: str) -> str:
+    """The secret of that name, made at first use (256 bits, mode 0600)."""
+    path = state / "secrets" / name
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text().strip()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # another process of ours was quicker
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    return path.read_text().strip()
+
+
+def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None) -> None:
+    """Write `etc/`. `phones` None (the database is away): the operators written last time stay as they are."""
+    state, etc = settings.state, settings.state / "etc"
+    if len(str(state / "run" / "asterisk.ctl").encode()) > _SOCKET_PATH_MAX:
+        raise ConfigurationError(f"the path {state} is too long for a socket: set CALLROUTER_STATE to a shorter one")
+    for directory in ("run", "journal", "cdr", "recordings", "log", "db", "etc/generated", "etc/dialplans"):
+        (state / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for source, target in ((ROOT / "asterisk-conf", etc), (ROOT / "dialplans", etc / "dialplans")):
+        for file in source.glob("*.conf"):
+            _write(target / file.name, file.read_text())
+    (etc / "dialplans" / "extensions.conf").replace(etc / "extensions.conf")
+
+    data, modules = _installation(settings.asterisk_binary)
+    ports = settings.ports(profile)
+    channels = sum(trunk.channels for trunk in profile.trunks)
+    calls = math.ceil(channels * 1.5) + profile.operators.phones
+    context = {
+        "profile": profile,
+        "state": state,
+        "etc": etc,
+        "data": data,
+        "modules": modules,
+        "ports": ports,
+        "sip_address": profile.network.sip_address,
+        "secret": lambda name: secret(state, name),
+        "system_name": "callrouter",
+        "max_calls": calls,
+        "max_files": 1024 + 8 * calls,  # six descriptors a call before its answer, two for the recording
+        "no_answer_ms": 1000 * min(queue.ring_s for queue in profile.queues) - 500,
+        "overflow_after": lambda queue: _overflow_after(profile, queue),
+        "dialable": [(profile.outside.number, profile.outside.trunk)] if profile.outside.number else [],
+    }
+    environment = _environment()
+    for template in (ROOT / "asterisk-conf" / "templates").glob("*.conf.j2"):
+        name = template.name.removesuffix(".j2")
+        if name in ("operators.conf", "members.conf"):
+            continue
+        target = etc / name if name == "asterisk.conf" else etc / "generated" / name
+        _write(target, environment.get_template(template.name).render(context))
+    if phones is not None or not (etc / "generated" / "operators.conf").exists():
+        write_operators(settings, profile, phones or ())
+
+
+def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone]) -> None:
+    """Write the operators' SIP accounts and the queues' members; `reload` makes a running Asterisk read them."""
+    environment, generated = _environment(), settings.state / "etc" / "generated"
+    text = environment.get_template("operators.conf.j2").render(
+        operators=phones, rtp_timeout_s=profile.operators.rtp_timeout_s
+    )
+    _write(generated / "operators.conf", text)
+    for queue in profile.queues:
+        members = [
+            (phone.sip_user, penalty) for phone in phones for code, penalty in phone.queues if code == queue.code
+        ]
+        _write(
+            generated / f"members-{queue.code}.conf",
+            environment.get_template("members.conf.j2").render(members=members),
+        )
+
+
+def reload(settings: Settings) -> bool:
+    """Make the running Asterisk read the operators again; False when none runs here."""
+    # Single modules: a whole `core reload` locks PJSIP.
+    return all(cli(settings, f"module reload {module}") is not None for module in ("res_pjsip.so", "app_queue.so"))
+
+
+def cli(settings: Settings, command: str) -> str | None:
+    """What Asterisk's own console answers, over its local control socket; None when none runs here."""
+    if not (settings.state / "run" / "asterisk.ctl").exists():
+        return None
+    done = subprocess.run(
+        [settings.asterisk_binary, "-C", settings.state / "etc" / "asterisk.conf", "-rx", command],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+def _overflow_after(profile: Profile, queue: Queue) -> int | str:
+    """Seconds Queue() keeps a caller; empty = for ever. The waiting queue gives one up only for an outside number."""
+    if queue.code != profile.waiting_queue:
+        return queue.overflow_after_s or ""
+    return profile.outside.every_s if profile.outside.number else ""
+
+
+def _installation(binary: Path) -> tuple[Path, Path]:
+    """(share/asterisk, modules) of the Asterisk whose program is `binary`: the private prefix or the system's own."""
+    for usr in (binary.parent.parent / "usr", binary.parent.parent):
+        for modules in (*usr.glob("lib/*/asterisk/modules"), usr / "lib" / "asterisk" / "modules"):
+            if modules.is_dir():
+                return usr / "share" / "asterisk", modules
+    raise ConfigurationError(f"no Asterisk modules beside {binary}: run `make up`, or set ASTERISK to an installed one")
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT / "asterisk-conf" / "templates"),
+        undefined=jinja2.StrictUndefined,
+        finalize=_plain,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+
+
+def _plain(value: object) -> str:
+    """A value as Asterisk's configuration can hold it: one line, `;` not starting a comment."""
+    text = str(value)
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ConfigurationError(f"control character in {text!r}: take it out of the profile")
+    return text.replace(";", "\\;")
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and path.read_text() == text:
+        return
+    temporary = path.with_name(path.name + ".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    shutil.move(temporary, path)

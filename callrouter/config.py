@@ -1,0 +1,108 @@
+"""Settings of this process, from the environment (the contract's `CALLROUTER_…` variables and `ASTERISK`).
+
+What belongs to the city stands in the profile (`callrouter.profile`); what belongs to this machine stands here.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from callrouter.profile import Profile
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout: `asterisk-conf/`, `dialplans/`, `profiles/`, `migrations/`, `.runtime/`."""
+
+
+class SettingsError(Exception):
+    """An environment variable has a value that cannot be used; the message names it and what it may be."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Every port of one stack, the offset added."""
+
+    sip: int
+    console: int
+    daemon: int
+    ari: int
+    ami: int
+    hep: int
+    rtp_first: int
+    rtp_last: int
+
+
+class Settings(BaseSettings):
+    """Where this stack keeps its state, which city it serves and which ports it takes."""
+
+    model_config = SettingsConfigDict(env_prefix="CALLROUTER_", frozen=True, extra="ignore", populate_by_name=True)
+
+    profile: Path = Field(ROOT / "profiles" / "ambon.toml", description="The city's profile.")
+    state: Path = Field(ROOT / "var", description="Directory of everything written at run time.")
+    port_offset: int = Field(0, ge=0, le=40000, description="Added to every port: several stacks run side by side.")
+    database: str | None = Field(
+        None,
+        validation_alias="CALLROUTER_DATABASE_URL",
+        description="SQLAlchemy URL; empty: SQLite in the state directory. In production postgresql+asyncpg://…",
+    )
+    asterisk: Path | None = Field(
+        None, validation_alias="ASTERISK", description="An installed Asterisk (22.10 or newer) instead of the private one."
+    )
+
+    @field_validator("state", "profile")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path if path.is_absolute() else Path.cwd() / path
+
+    @field_validator("asterisk", "database", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("database")
+    @classmethod
+    def _known_driver(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("sqlite+aiosqlite://", "postgresql+asyncpg://")):
+            raise ValueError("must start with sqlite+aiosqlite:// or postgresql+asyncpg://")
+        return url
+
+    @cached_property
+    def database_url(self) -> str:
+        return self.database or f"sqlite+aiosqlite:///{self.state / 'callrouter.db'}"
+
+    @property
+    def runtime(self) -> Path:
+        """The unpacked programs, shared by all stacks and read-only after set-up."""
+        return ROOT / ".runtime"
+
+    @property
+    def asterisk_binary(self) -> Path:
+        return self.asterisk or self.runtime / "asterisk" / "bin" / "asterisk"
+
+    def ports(self, profile: "Profile") -> Ports:
+        base, offset = profile.network, self.port_offset
+        return Ports(
+            sip=base.sip_port + offset,
+            console=base.console_port + offset,
+            daemon=base.daemon_port + offset,
+            ari=base.ari_port + offset,
+            ami=base.ami_port + offset,
+            hep=base.hep_port + offset,
+            rtp_first=base.rtp_first_port + offset,
+            rtp_last=base.rtp_last_port + offset,
+        )
+
+
+def settings() -> Settings:
+    """The settings of this process. Raises SettingsError."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = name if name.isupper() else f"CALLROUTER_{name.upper()}"
+        raise SettingsError(f"{variable}: {first['msg']} (it is {first['input']!r})") from None
