@@ -50,7 +50,9 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL; empty: SQLite in the state directory. In production postgresql+asyncpg://…",
     )
     asterisk: Path | None = Field(
-        None, validation_alias="ASTERISK", description="An installed Asterisk (22.10 or newer) instead of the private one."
+        None,
+        validation_alias="ASTERISK",
+        description="An installed Asterisk (22.10 or newer) instead of the private one.",
     )
 
     @field_validator("state", "profile")

@@ -163,7 +163,9 @@ class Trunk(_Part):
     match: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(min_length=1, description="The carrier's addresses (CIDR).")
     channels: int = Field(ge=1, le=2000, description="Calls the carrier can send at once.")
     codecs: tuple[Literal["alaw", "ulaw"], ...] = Field(("alaw", "ulaw"), min_length=1)
-    contact: str = Field("", pattern=r"^(sip:[^\s;]+(;transport=(udp|tcp))?)?$", description="Where outgoing calls go; empty: none.")
+    contact: str = Field(
+        "", pattern=r"^(sip:[^\s;]+(;transport=(udp|tcp))?)?$", description="Where outgoing calls go; empty: none."
+    )
 
 
 class Targets(_Part):
@@ -290,7 +292,12 @@ def _refusal(path: Path, text: str, data: Mapping[str, Any], error: Mapping[str,
         known = ", ".join(_known_keys(where[:-1]))
         return Finding(str(path), line_of(text, where), f"{name}: unknown key", f"take it out, or write one of: {known}")
     if error["type"] == "missing":
-        return Finding(str(path), line_of(text, where[:-1]), f"{name} is missing", "add it (docs/configuration.md says what it means)")
+        return Finding(
+            str(path),
+            line_of(text, where[:-1]),
+            f"{name} is missing",
+            "add it (docs/configuration.md says what it means)",
+        )
     remedy = "docs/configuration.md says what may stand here"
     return Finding(str(path), line_of(text, where), f"{name}: {error['msg']} (it is {error['input']!r})", remedy)
 
@@ -318,10 +325,17 @@ def _contradictions(profile: Profile) -> Iterator[tuple[Where, str, str]]:
         if one.queue not in queues:
             yield ("classes", i, "queue"), f"there is no queue {one.queue}", f"write one of: {', '.join(queues)}"
         if one.code == "unclassified":
-            yield ("classes", i, "code"), "unclassified is the class of calls without one", "give the class another code"
+            yield (
+                ("classes", i, "code"),
+                "unclassified is the class of calls without one",
+                "give the class another code",
+            )
         for j, sub in enumerate(one.subtypes):
             at = ("classes", i, "subtypes", j)
-            for field, codes in (("primary", [sub.primary] if sub.primary else []), ("co_responders", list(sub.co_responders))):
+            for field, codes in (
+                ("primary", [sub.primary] if sub.primary else []),
+                ("co_responders", list(sub.co_responders)),
+            ):
                 for code in codes:
                     if code not in agencies:
                         yield (*at, field), f"there is no agency {code}", f"write one of: {', '.join(sorted(agencies))}"
@@ -329,19 +343,35 @@ def _contradictions(profile: Profile) -> Iterator[tuple[Where, str, str]]:
     served = {one.queue for one in profile.classes} | {queue.overflow_to for queue in profile.queues} | {profile.waiting_queue}
     for i, queue in enumerate(profile.queues):
         if queue.code not in served:
-            yield ("queues", i, "code"), f"no class and no overflow leads to the queue {queue.code}", "lead a class to it, or take it out"
+            yield (
+                ("queues", i, "code"),
+                f"no class and no overflow leads to the queue {queue.code}",
+                "lead a class to it, or take it out",
+            )
     for language in profile.languages:
         for prompt in PROMPTS:
             if not profile.prompts.get(language, {}).get(prompt, "").strip():
                 yield ("prompts", language), f"the prompt {prompt} has no text in {language}", f'add {prompt} = "…"'
     for language in profile.prompts:
         if language not in profile.languages:
-            yield ("prompts", language), f"the city does not speak {language}", "add it to city.languages, or take it out"
+            yield (
+                ("prompts", language),
+                f"the city does not speak {language}",
+                "add it to city.languages, or take it out",
+            )
         for prompt in profile.prompts[language]:
             if prompt not in PROMPTS:
-                yield ("prompts", language, prompt), f"there is no prompt {prompt}", f"write one of: {', '.join(PROMPTS)}"
+                yield (
+                    ("prompts", language, prompt),
+                    f"there is no prompt {prompt}",
+                    f"write one of: {', '.join(PROMPTS)}",
+                )
     if profile.outside.number and profile.outside.trunk not in {t.name for t in profile.trunks if t.contact}:
-        yield ("outside", "trunk"), "the outside number has no trunk to be reached over", "name a trunk that has a contact"
+        yield (
+            ("outside", "trunk"),
+            "the outside number has no trunk to be reached over",
+            "name a trunk that has a contact",
+        )
     if profile.limits.menu_to_human_s < profile.limits.silence_to_human_s:
         yield ("limits", "menu_to_human_s"), "is shorter than silence_to_human_s", "make it as long or longer"
     yield from _sizes(profile)
@@ -362,7 +392,11 @@ def _doubles(profile: Profile) -> Iterator[tuple[Where, str, str]]:
     keys: dict[str, str] = {}
     for i, one in enumerate(profile.classes):
         if one.key in keys:
-            yield ("classes", i, "key"), f"key {one.key} is already that of {keys[one.key]}", "choose a free key from 1 to 9"
+            yield (
+                ("classes", i, "key"),
+                f"key {one.key} is already that of {keys[one.key]}",
+                "choose a free key from 1 to 9",
+            )
         keys.setdefault(one.key, one.code)
     networks = [(i, ipaddress.ip_network(m)) for i, trunk in enumerate(profile.trunks) for m in trunk.match]
     for n, (i, network) in enumerate(networks):
@@ -375,20 +409,36 @@ def _overflow(profile: Profile, queues: Mapping[str, Queue]) -> Iterator[tuple[W
     for i, queue in enumerate(profile.queues):
         if queue.code == profile.waiting_queue:
             if queue.overflow_to:
-                yield ("queues", i, "overflow_to"), "callers wait here for ever", "take overflow_to out: the outside number is in [outside]"
+                yield (
+                    ("queues", i, "overflow_to"),
+                    "callers wait here for ever",
+                    "take overflow_to out: the outside number is in [outside]",
+                )
             continue
         if queue.overflow_to is None or queue.overflow_after_s is None:
-            yield ("queues", i), f"{queue.code} does not say where its calls overflow", "add overflow_after_s and overflow_to"
+            yield (
+                ("queues", i),
+                f"{queue.code} does not say where its calls overflow",
+                "add overflow_after_s and overflow_to",
+            )
             continue
         if queue.overflow_to not in queues:
-            yield ("queues", i, "overflow_to"), f"there is no queue {queue.overflow_to}", f"write one of: {', '.join(queues)}"
+            yield (
+                ("queues", i, "overflow_to"),
+                f"there is no queue {queue.overflow_to}",
+                f"write one of: {', '.join(queues)}",
+            )
             continue
         seen, at = [queue.code], queue.overflow_to
         while at in queues and at not in seen and at != profile.waiting_queue and queues[at].overflow_to:
             seen.append(at)
             at = str(queues[at].overflow_to)
         if at in seen:
-            yield ("queues", i, "overflow_to"), f"overflows in a circle: {' → '.join([*seen, at])}", f"let the last one overflow to {profile.waiting_queue}"
+            yield (
+                ("queues", i, "overflow_to"),
+                f"overflows in a circle: {' → '.join([*seen, at])}",
+                f"let the last one overflow to {profile.waiting_queue}",
+            )
 
 
 def _sizes(profile: Profile) -> Iterator[tuple[Where, str, str]]:
@@ -411,12 +461,24 @@ def _sizes(profile: Profile) -> Iterator[tuple[Where, str, str]]:
 def _missing(profile: Profile) -> Iterator[tuple[Where, str, str]]:
     for i, agency in enumerate(profile.agencies):
         if not agency.number:
-            yield ("agencies", i), f"{agency.code} has no number", "ask the agency for its duty number and write number = \"+62…\""
+            yield (
+                ("agencies", i),
+                f"{agency.code} has no number",
+                'ask the agency for its duty number and write number = "+62…"',
+            )
     if not profile.outside.number:
-        yield ("outside",), "no outside number: when no operator is there, callers only wait", "write one, with the trunk it is reached over"
+        yield (
+            ("outside",),
+            "no outside number: when no operator is there, callers only wait",
+            "write one, with the trunk it is reached over",
+        )
     for i, trunk in enumerate(profile.trunks):
         if all(ipaddress.ip_network(m).is_loopback for m in trunk.match):
-            yield ("trunks", i, "match"), f"the trunk {trunk.name} is this machine itself", "write the carrier's addresses"
+            yield (
+                ("trunks", i, "match"),
+                f"the trunk {trunk.name} is this machine itself",
+                "write the carrier's addresses",
+            )
     if not profile.shifts:
         yield (), "no shifts", "write [[shifts]]: reports are by shift"
 

@@ -98,14 +98,10 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
 def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone]) -> None:
     """Write the operators' SIP accounts and the queues' members; `reload` makes a running Asterisk read them."""
     environment, generated = _environment(), settings.state / "etc" / "generated"
-    text = environment.get_template("operators.conf.j2").render(
-        operators=phones, rtp_timeout_s=profile.operators.rtp_timeout_s
-    )
+    text = environment.get_template("operators.conf.j2").render(operators=phones, rtp_timeout_s=profile.operators.rtp_timeout_s)
     _write(generated / "operators.conf", text)
     for queue in profile.queues:
-        members = [
-            (phone.sip_user, penalty) for phone in phones for code, penalty in phone.queues if code == queue.code
-        ]
+        members = [(phone.sip_user, penalty) for phone in phones for code, penalty in phone.queues if code == queue.code]
         _write(
             generated / f"members-{queue.code}.conf",
             environment.get_template("members.conf.j2").render(members=members),

@@ -1,0 +1,275 @@
+"""ARI over one WebSocket: events in, REST requests and their answers on the same connection.
+
+`Ari.run` connects, registers the application and starts one task per call in it; it reconnects with back-off and jitter and
+then finds the calls that were left inside. A call's task ends with the call. A lost call, a lost connection and a request
+without an answer are exceptions of that task alone; the dialplan's dead-man's timer takes the caller.
+
+Sources: Asterisk res/ari/ari_websockets.c (REST over WebSocket), res/stasis/app.c.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import structlog
+
+from callrouter.health import Component, Health
+
+log = structlog.get_logger(__name__)
+
+# The filter also drops the answers to our own requests, hence the first. A third of the daemon's time is saved.
+_EVENTS = (
+    "RESTResponse",
+    "ApplicationReplaced",
+    "StasisStart",
+    "StasisEnd",
+    "ChannelDtmfReceived",
+)
+_REQUEST_S = 2.0
+_SILENCE_S = 10.0  # without a message while calls are in the menu: the connection is dead
+_BACKOFF_MAX_S = 3.0  # an emergency line never backs off for long
+
+
+class AriError(Exception):
+    """Asterisk refused a request; 404 and 409 mean that the caller has hung up meanwhile."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
+
+
+class AriUnreachable(AriError):
+    """No answer: whether the request was carried out is unknown."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0, reason)
+
+
+class ApplicationReplaced(Exception):
+    """Another daemon registered the same application: this one takes no more calls and must end."""
+
+
+class Call:
+    """A caller's channel while it is in the application."""
+
+    def __init__(self, ari: "Ari", channel: dict[str, Any], *, found: bool) -> None:
+        self.id: str = channel["id"]
+        self.created: str = channel["creationtime"]
+        self.language: str = channel.get("language") or ""
+        self.found = found  # was inside already when we connected
+        self._ari, self._plays = ari, itertools.count()
+        self._keys: asyncio.Queue[str] = asyncio.Queue()
+
+    async def key(self, timeout_s: float) -> str | None:
+        """The next key, or None when none comes in time."""
+        try:
+            return await asyncio.wait_for(self._keys.get(), timeout_s)
+        except TimeoutError:
+            return None
+
+    def pressed(self, digit: str) -> None:
+        self._keys.put_nowait(digit)
+
+    async def play(self, media: list[str]) -> str:
+        """Start the sounds one after the other; returns the playback's id, for `stop`."""
+        # Ids that a successor can name: a dead daemon's playback cannot be listed over ARI, and blocks every later command.
+        playback = f"{self.id}-{next(self._plays) % 4}"
+        sounds = ",".join(f"sound:{name}" for name in media)
+        await self._ari.request("POST", f"channels/{self.id}/play/{playback}", media=sounds)
+        return playback
+
+    async def stop(self, playback: str) -> None:
+        try:
+            await self._ari.request("DELETE", f"playbacks/{playback}")
+        except AriUnreachable:
+            raise
+        except AriError:
+            pass  # it had just ended
+
+    async def hush(self) -> None:
+        """End whatever a predecessor was playing to this caller."""
+        await asyncio.gather(*(self.stop(f"{self.id}-{n}") for n in range(4)))
+
+    async def set(self, name: str, value: str) -> None:
+        await self._ari.request("POST", f"channels/{self.id}/variable", variable=name, value=value)
+
+    async def go(self, context: str, extension: str) -> None:
+        """Give the call back to the dialplan."""
+        await self._ari.request("POST", f"channels/{self.id}/continue", context=context, extension=extension, priority="1")
+
+
+class Ari:
+    """The connection. `on_call` runs as one task per call; `on_arrival` is told at once of each new one (id, its creation time)."""
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        on_call: Callable[[Call], Awaitable[None]],
+        on_arrival: Callable[[str, str], None] = lambda channel_id, created: None,
+        application: str = "callrouter",
+    ) -> None:
+        self._url, self._application = url.replace("http", "ws", 1) + "/ari/events", application
+        self._parameters = {"app": application, "api_key": f"callrouter:{secret}"}
+        self._on_call, self._on_arrival = on_call, on_arrival
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
+        self._ids, self._heard = itertools.count(), 0.0
+        self._health = Health("not connected yet")
+
+    def status(self) -> Component:
+        return self._health.status()
+
+    @property
+    def calls(self) -> int:
+        """Callers in the menu now."""
+        return len(self._calls)
+
+    async def run(self) -> None:
+        """Serve calls until cancelled. Raises ApplicationReplaced."""
+        backoff = 0.1
+        async with aiohttp.ClientSession() as session:
+            while True:
+                try:
+                    async with session.ws_connect(
+                        self._url,
+                        params=self._parameters,
+                        heartbeat=4,
+                        max_msg_size=0,
+                        timeout=aiohttp.ClientWSTimeout(ws_close=1),
+                    ) as self._socket:
+                        backoff = 0.1
+                        await self._serve(self._socket)
+                    reason = "Asterisk closed the connection"
+                except (aiohttp.ClientError, OSError, TimeoutError, AriError) as error:
+                    reason = f"{type(error).__name__} {error}".strip()
+                finally:
+                    self._drop()
+                self._health.set(False, reason)
+                log.warning("ari lost", reason=reason)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.5))
+                backoff = min(backoff * 2, _BACKOFF_MAX_S)
+
+    async def request(self, method: str, uri: str, body: object = None, **query: str) -> Any:
+        """One REST request. Returns the decoded body; raises AriError or AriUnreachable."""
+        socket = self._socket
+        if socket is None or socket.closed:
+            raise AriUnreachable("not connected")
+        request_id = str(next(self._ids))
+        message: dict[str, Any] = {"type": "RESTRequest", "request_id": request_id, "method": method, "uri": uri}
+        if query:
+            message["query_strings"] = [{"name": name, "value": value} for name, value in query.items()]
+        if body is not None:
+            message |= {"content_type": "application/json", "message_body": json.dumps(body)}
+        answer = self._answers[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(_REQUEST_S):
+                await socket.send_str(json.dumps(message))
+                got = await answer
+        except (TimeoutError, OSError, aiohttp.ClientError) as error:
+            raise AriUnreachable(f"{method} {uri}: {type(error).__name__}") from None
+        finally:
+            self._answers.pop(request_id, None)
+        text = got.get("message_body") or ""
+        if got["status_code"] >= 300:
+            raise AriError(got["status_code"], f"{method} {uri}: {text or got.get('reason_phrase', '')}")
+        return json.loads(text) if text else None
+
+    async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """One connection, until it ends. Whatever ends first (reader, watchdog, start-up) ends the rest."""
+        reader = asyncio.create_task(self._read(socket))
+        tasks = [reader, asyncio.create_task(self._watch()), asyncio.create_task(self._start_up())]
+        try:
+            while not reader.done():
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                    tasks.remove(task)
+                    if task is reader:
+                        return
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start_up(self) -> None:
+        allowed = {"allowed": [{"type": name} for name in _EVENTS]}
+        await self.request("PUT", f"applications/{self._application}/eventFilter", allowed)
+        inside = (await self.request("GET", f"applications/{self._application}"))["channel_ids"]
+        for channel_id in inside:
+            if channel_id in self._calls:  # its StasisStart came meanwhile
+                continue
+            with contextlib.suppress(AriError):  # 404: hung up meanwhile
+                self._enter(await self.request("GET", f"channels/{channel_id}"), found=True)
+        self._health.set(True, "connected")
+        log.info("ari connected", calls_found=len(inside))
+
+    async def _watch(self) -> None:
+        """The WebSocket's own ping tells a dead peer; this one tells an Asterisk that is up but does not answer requests."""
+        self._heard = time.monotonic()
+        while True:
+            await asyncio.sleep(_SILENCE_S / 4)
+            with contextlib.suppress(AriUnreachable):
+                await self.request("GET", f"applications/{self._application}")
+            if time.monotonic() - self._heard > _SILENCE_S:
+                raise AriUnreachable(f"nothing heard for {_SILENCE_S:.0f} s")
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        # Parses and hands over, awaits nobody: Asterisk drops a reader that is slow for websocket_write_timeout.
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                return
+            self._heard = time.monotonic()
+            self._take(json.loads(message.data))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "RESTResponse":
+                answer = self._answers.get(event["request_id"])
+                if answer and not answer.done():
+                    answer.set_result(event)
+            case "StasisStart":
+                self._enter(event["channel"], found=False)
+            case "StasisEnd":
+                self._leave(event["channel"]["id"])
+            case "ChannelDtmfReceived":
+                if inside := self._calls.get(event["channel"]["id"]):
+                    inside[0].pressed(event["digit"])
+            case "ApplicationReplaced":
+                raise ApplicationReplaced(f"another daemon took the application {self._application}")
+
+    def _enter(self, channel: dict[str, Any], *, found: bool) -> None:
+        if channel["id"] in self._calls:
+            return
+        call = Call(self, channel, found=found)
+        self._calls[call.id] = (call, asyncio.create_task(self._run(call)))
+        self._on_arrival(call.id, call.created)
+
+    def _leave(self, channel_id: str) -> None:
+        if inside := self._calls.pop(channel_id, None):
+            inside[1].cancel()
+
+    async def _run(self, call: Call) -> None:
+        with structlog.contextvars.bound_contextvars(call_id=call.id):
+            try:
+                await self._on_call(call)
+            except AriError as error:
+                log.info("call left the menu", reason=str(error))
+            except Exception:
+                log.exception("menu failed; the dead-man's timer takes the caller")
+
+    def _drop(self) -> None:
+        """The connection is gone: fail what waits, end the calls' tasks. The calls themselves go on in Asterisk."""
+        self._socket = None
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(AriUnreachable("connection lost"))
+        for channel_id in list(self._calls):
+            self._leave(channel_id)

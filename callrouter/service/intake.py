@@ -1,0 +1,79 @@
+"""A caller in the menu: drives the pure `Ivr` with an ARI call, and gives the call back to the dialplan.
+
+Imports no store, not even indirectly: no database stands between a caller and a human. Whatever fails here costs the caller
+only the rest of the dead-man's timer, which is re-armed with each prompt.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from callrouter.asterisk.ari import AriError, AriUnreachable, Call
+from callrouter.domain.ivr import Choice, Flow, Found, Ivr, Key, Route, Say, Started, Tick
+from callrouter.profile import Profile
+
+log = structlog.get_logger(__name__)
+
+
+def flow(profile: Profile) -> Flow:
+    """The profile's menu."""
+    limits = profile.limits
+    return Flow(
+        languages=profile.languages,
+        choices={one.key: Choice(one.code, one.queue) for one in profile.classes},
+        human_queue=profile.waiting_queue,
+        silence_s=limits.silence_to_human_s,
+        limit_s=limits.menu_to_human_s,
+        margin_s=limits.dead_mans_margin_s,
+    )
+
+
+class Intake:
+    """Serves each call of the application. `on_route(how, seconds)` is told how long handing a decided call back took."""
+
+    def __init__(self, flow: Flow, prompts: Path, on_route: Callable[[str, float], None] = lambda how, seconds: None) -> None:
+        self._flow, self._prompts, self._on_route = flow, prompts, on_route
+
+    async def serve(self, call: Call) -> None:
+        """From the answer to the queue. Raises AriError when the caller hangs up or Asterisk does not answer."""
+        # The channel is created by the INVITE and answered within a millisecond; the clock may have jumped since.
+        age = (datetime.now(UTC) - datetime.fromisoformat(call.created)).total_seconds()
+        answered = time.monotonic() - min(max(age, 0.0), 2.0 if not call.found else 0.0)
+        ivr = Ivr(self._flow)
+        action = ivr.feed(Found() if call.found else Started(), time.monotonic() - answered)
+        playing: str | None = None
+        until = 0.0
+        try:
+            while True:
+                if isinstance(action, Route):
+                    await self._hand_back(call, action, playing)
+                    return
+                if isinstance(action, Say):
+                    if playing:
+                        await call.stop(playing)
+                    until = action.until_s
+                    await call.set("TIMEOUT(absolute)", f"{action.dead_man_s:.3f}")
+                    playing = await call.play([f"{self._prompts}/{action.language}/{name}" for name in action.prompts])
+                digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
+                action = ivr.feed(Tick() if digit is None else Key(digit), time.monotonic() - answered)
+        except AriUnreachable:
+            raise
+        except AriError as error:
+            if error.status in (404, 409):  # hung up, or already back in the dialplan
+                raise
+            log.warning("menu step refused: straight to a human", reason=str(error))
+            await self._hand_back(call, Route("unclassified", self._flow.human_queue, ivr.language, "interrupted"), playing)
+
+    async def _hand_back(self, call: Call, route: Route, playing: str | None) -> None:
+        decided = time.monotonic()
+        # `continue` waits for a prompt to end: it is stopped first. A predecessor's cannot be known, only named.
+        if call.found:
+            await call.hush()
+        elif playing:
+            await call.stop(playing)
+        await call.set("IVR", f"{route.code}|{route.language}|{route.how}")
+        await call.go("classified", route.queue)
+        self._on_route(route.how, time.monotonic() - decided)
