@@ -1,0 +1,204 @@
+"""Reads the journal that Asterisk writes (CEL, cel_custom `dsv`): whole records, each once, in order, none lost.
+
+The unit is the CSV record, not the line: a caller's name may hold line ends. A file is known by the hash of its first
+record, so renaming, copytruncate, truncation and re-used inodes come right. What is no record is set aside as it is; a
+record that is still being written is waited for. Memory stays bounded whatever the file holds.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from callrouter.domain.call import Event
+
+POLL_S = 0.1
+RECORD_MAX = 1 << 20  # bytes; Asterisk's own limit for a SIP message is 64 KiB
+_CHUNK = 1 << 18
+_HEAD_KEPT = 256  # longer than any beginning of a record that `_START` matches
+_FIELDS = len(Event._fields)
+_FIELD = r'"([^"]*+(?:""[^"]*+)*+)"'
+_RECORD = re.compile(",".join([_FIELD] * _FIELDS))
+# Quotes inside fields are doubled, so nothing that a caller sends can look like this.
+_START = re.compile(rb'"[A-Z_]{1,64}","\d{1,12}\.\d{1,9}",')
+_KIND = re.compile(r"[A-Z_]{1,64}")
+_TIME = re.compile(r"\d{1,12}\.\d{1,9}", re.ASCII)
+_ID = re.compile(r"[\w.:@-]{1,150}", re.ASCII)
+_COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+
+
+class Bad(NamedTuple):
+    """Bytes of the journal that are no record."""
+
+    offset: int
+    why: str
+    record: bytes
+
+
+class Batch(NamedTuple):
+    """Consecutive records of one file. `known` is the position before it, `end` the one to keep with what it changed."""
+
+    file: str
+    known: int
+    end: int
+    events: list[Event]
+    bad: list[Bad]
+
+
+class Journal:
+    """All files of one journal: `path` itself and those rotated away from it, `path` followed by `.` and anything."""
+
+    def __init__(self, path: Path, positions: Mapping[str, int]) -> None:
+        self._path = path
+        self._positions = dict(positions)
+        self._exhausted: dict[str, tuple[int, int, int]] = {}  # name → (inode, size, mtime) with nothing left to read
+        self._wake = asyncio.Event()
+        self.fault: str | None = None  # why the journal cannot be read at present
+
+    def wake(self) -> None:
+        """Something was written: look now instead of at the next poll."""
+        self._wake.set()
+
+    async def follow(self, limit: int) -> AsyncIterator[Batch]:
+        """Batches for ever, as they are written. The file system is never waited for in the event loop."""
+        while True:
+            self._wake.clear()
+            try:
+                batch = await asyncio.to_thread(self.read, limit)
+                self.fault = None
+            except OSError as error:
+                batch, self.fault = None, str(error)
+            if batch is not None:
+                yield batch
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
+
+    def read(self, limit: int) -> Batch | None:
+        """The next records, at most `limit`; None if nothing complete is there."""
+        for name, stat in self._files():
+            mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self._exhausted.get(name) == mark:
+                continue
+            with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:  # renamed meanwhile
+                batch = self._next(file, limit)
+                if batch is not None:
+                    self._positions[batch.file] = batch.end
+                    return batch
+                self._exhausted[name] = mark
+        return None
+
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(stat.st_size for _, stat in self._files())
+
+    def _files(self) -> list[tuple[str, os.stat_result]]:
+        """Oldest first: by the time of the last write, the file that Asterisk writes to last."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._path.parent) as entries:
+            for entry in entries:
+                rotated = entry.name.startswith(self._path.name + ".") and not entry.name.endswith(_COMPRESSED)
+                if entry.name == self._path.name or rotated:
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((entry.name, entry.stat()))
+        found.sort(key=lambda file: (file[0] == self._path.name, file[1].st_mtime_ns, file[0]))
+        for name in self._exhausted.keys() - {name for name, _ in found}:
+            del self._exhausted[name]
+        return found
+
+    def _next(self, file: BinaryIO, limit: int) -> Batch | None:
+        identity = _identity(file)
+        if identity is None:
+            return None
+        known = self._positions.get(identity, 0)
+        # Cut to less than was read: from the start. What is known already changes nothing when it comes again.
+        start = known if known <= file.seek(0, os.SEEK_END) else 0
+        size = max(_CHUNK, 512 * limit)
+        while True:
+            file.seek(start)
+            data = file.read(size)
+            events: list[Event] = []
+            bad: list[Bad] = []
+            end = start
+            for offset, record in _split(data, start):
+                end = offset + len(record)
+                _take(record, offset, events, bad)
+                if len(events) + len(bad) >= limit:
+                    break
+            if end > start:
+                return Batch(identity, known, end, events, bad)
+            if len(data) < size or size > RECORD_MAX:
+                return None
+            size *= 2
+
+
+def _identity(file: BinaryIO) -> str | None:
+    """The file's name in our books; None while its first record is not complete."""
+    for size in (8192, 2 * RECORD_MAX):
+        file.seek(0)
+        for _, record in _split(file.read(size), 0):
+            return hashlib.sha256(record).hexdigest()[:32]
+    return None
+
+
+def _split(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each complete record or piece of garbage in `data`, line end included. The rest is waited for."""
+    begin = position = 0
+    open_quote = False
+    while True:
+        if position - begin > RECORD_MAX:
+            yield offset + begin, data[begin:position]
+            begin, open_quote = position, False
+        line_end = data.find(b"\n", position) + 1
+        if not line_end:
+            break
+        within = open_quote
+        open_quote ^= bool(data.count(b'"', position, line_end) & 1)
+        if within or open_quote:  # perhaps torn by a crash: then the next record begins before its quotes balance
+            starts = [match.start() for match in _START.finditer(data, max(position, begin + 1), line_end)]
+            if starts:
+                yield offset + begin, data[begin : starts[-1]]
+                begin = starts[-1]
+                open_quote = bool(data.count(b'"', begin, line_end) & 1)
+        position = line_end
+        if not open_quote:
+            yield offset + begin, data[begin:position]
+            begin = position
+    if len(data) - position > RECORD_MAX:  # no line end for so long: garbage, up to where a record may begin
+        starts = [match.start() for match in _START.finditer(data, begin + 1)]
+        cut = starts[-1] if starts else len(data) - _HEAD_KEPT
+        yield offset + begin, data[begin:cut]
+
+
+def _take(record: bytes, offset: int, events: list[Event], bad: list[Bad]) -> None:
+    event = _event(record)
+    if event is not None:
+        events.append(event)
+        return
+    # A record glued to one that was torn by a crash is saved; what stands before it is set aside.
+    for match in _START.finditer(record, 1):
+        event = _event(record[match.start() :])
+        if event is not None:
+            bad.append(Bad(offset, "torn: another record begins inside it", record[: match.start()]))
+            events.append(event)
+            return
+    bad.append(Bad(offset, "not a record", record))
+
+
+def _event(record: bytes) -> Event | None:
+    text = record.decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+    match = _RECORD.fullmatch(text)
+    if match is None:
+        return None
+    fields = match.groups()
+    if not (_KIND.fullmatch(fields[0]) and _TIME.fullmatch(fields[1]) and _ID.fullmatch(fields[2]) and "\0" not in text):
+        return None
+    if '""' in text:
+        fields = tuple(field.replace('""', '"') for field in fields)
+    kind, at, *others = fields
+    return Event(kind, float(at), *others)
