@@ -1,0 +1,98 @@
+"""Operators and tokens: made here, with their secrets, and made known to the running Asterisk.
+
+A password exists only in the answer to whoever asked for it. What is stored: MD5(user:realm:password), which SIP digest
+needs (RFC 3261 22.4), an argon2 hash for the console, and the SHA-256 of a token, which is random enough to need no more.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from argon2 import PasswordHasher
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.asterisk import conf
+from callrouter.config import Settings
+from callrouter.profile import Profile
+from callrouter.store import people, schema
+from callrouter.store.people import Operator
+
+ROLES = ("call_taker", "supervisor", "agency", "admin", "auditor")
+REALM = "callrouter"  # asterisk-conf/pjsip.conf [operator-auth]
+_ALPHABET = string.ascii_lowercase + string.digits
+
+
+class UnknownQueue(Exception):
+    """There is no such queue in the profile; the message lists those there are."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a new operator needs to sign in: shown once, stored nowhere."""
+
+    name: str
+    user: str
+    sip_password: str
+    console_password: str
+
+
+class Operators:
+    def __init__(self, settings: Settings, profile: Profile, database: AsyncEngine) -> None:
+        self._settings, self._profile, self._database = settings, profile, database
+
+    async def add(self, names: Sequence[str], queues: Sequence[tuple[str, int | None]]) -> list[Credentials]:
+        """New operators who serve `queues` (code, penalty or None for the queue's own). Raises NameTaken, UnknownQueue."""
+        defaults = {queue.code: queue.penalty for queue in self._profile.queues}
+        for code, _ in queues:
+            if code not in defaults:
+                raise UnknownQueue(f"there is no queue {code}; the queues are: {', '.join(defaults)}")
+        served = tuple((code, defaults[code] if penalty is None else penalty) for code, penalty in queues)
+        made = [self._made(name, served) for name in names]
+        async with schema.writing(self._database) as connection:
+            for _, one in made:
+                await people.add_operator(connection, one)
+        await self.publish()
+        return [credentials for credentials, _ in made]
+
+    async def disable(self, name: str) -> bool:
+        async with schema.writing(self._database) as connection:
+            done = await people.disable_operator(connection, name)
+        if done:
+            await self.publish()
+        return done
+
+    async def listed(self, *, also_disabled: bool = False) -> list[Operator]:
+        async with self._database.connect() as connection:
+            return await people.operators(connection, also_disabled=also_disabled)
+
+    async def phones(self) -> list[conf.Phone]:
+        """The operators as Asterisk's configuration needs them."""
+        return [conf.Phone(one.sip_user, one.sip_ha1, one.queues) for one in await self.listed()]
+
+    async def publish(self) -> None:
+        """Tell Asterisk who the operators are: in force at once where it runs, else at its next start."""
+        phones = await self.phones()
+        if (self._settings.state / "etc" / "generated").is_dir():
+            await asyncio.to_thread(conf.write_operators, self._settings, self._profile, phones)
+            await asyncio.to_thread(conf.reload, self._settings)
+
+    async def new_token(self, role: str) -> str:
+        """A bearer token of that role (see ROLES), 256 bits."""
+        made = secrets.token_urlsafe(32)
+        async with schema.writing(self._database) as connection:
+            await people.add_token(connection, role, digest(made))
+        return made
+
+    def _made(self, name: str, queues: tuple[tuple[str, int], ...]) -> tuple[Credentials, Operator]:
+        user = "op-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+        sip, console = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
+        ha1 = hashlib.md5(f"{user}:{REALM}:{sip}".encode(), usedforsecurity=False).hexdigest()
+        return Credentials(name, user, sip, console), Operator(name, user, ha1, user, PasswordHasher().hash(console), queues)
+
+
+def digest(token: str) -> str:
+    """What is stored of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,95 @@
+"""Operators and API tokens. No password and no token is stored, only what is needed to check one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from callrouter.store.schema import change, operator, token
+
+
+class NameTaken(Exception):
+    """There is an operator of that name already: choose another name."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Somebody who takes calls. `queues` are (queue, penalty); the lower the penalty, the sooner rung."""
+
+    name: str
+    sip_user: str
+    sip_ha1: str
+    console_user: str
+    console_hash: str
+    queues: tuple[tuple[str, int], ...]
+    disabled: bool = False
+
+
+async def add_operator(connection: AsyncConnection, one: Operator) -> None:
+    """Raises NameTaken."""
+    if (await connection.execute(sa.select(operator.c.id).where(operator.c.name == one.name))).first():
+        raise NameTaken(f"there is an operator {one.name} already")
+    now = datetime.now(UTC)
+    await connection.execute(
+        operator.insert().values(
+            name=one.name,
+            sip_user=one.sip_user,
+            sip_ha1=one.sip_ha1,
+            console_user=one.console_user,
+            console_hash=one.console_hash,
+            queues=[{"queue": queue, "penalty": penalty} for queue, penalty in one.queues],
+            created_at=now,
+        )
+    )
+    await connection.execute(change.insert().values(at=now, kind="operator", key=one.name))
+
+
+async def operators(connection: AsyncConnection, *, also_disabled: bool = False) -> list[Operator]:
+    """All who may take calls, by name."""
+    query = sa.select(operator).order_by(operator.c.name)
+    if not also_disabled:
+        query = query.where(operator.c.disabled_at.is_(None))
+    return [_operator(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def disable_operator(connection: AsyncConnection, name: str) -> bool:
+    """False when there is none of that name who could be disabled. The row stays: tickets name the operator."""
+    now = datetime.now(UTC)
+    done = await connection.execute(
+        operator.update().where(operator.c.name == name, operator.c.disabled_at.is_(None)).values(disabled_at=now)
+    )
+    if done.rowcount:
+        await connection.execute(change.insert().values(at=now, kind="operator", key=name))
+    return bool(done.rowcount)
+
+
+async def add_token(connection: AsyncConnection, role: str, digest: str) -> None:
+    await connection.execute(token.insert().values(role=role, hash=digest, created_at=datetime.now(UTC)))
+
+
+async def role_of(connection: AsyncConnection, digest: str) -> str | None:
+    """The role of the token with that hash; None when there is none."""
+    found = await connection.execute(sa.select(token.c.role).where(token.c.hash == digest, token.c.disabled_at.is_(None)))
+    return found.scalar_one_or_none()
+
+
+async def tokens(connection: AsyncConnection) -> Sequence[tuple[int, str, datetime]]:
+    """(id, role, made at) of the tokens in force."""
+    query = sa.select(token.c.id, token.c.role, token.c.created_at).where(token.c.disabled_at.is_(None)).order_by(token.c.id)
+    return [(row.id, row.role, row.created_at) for row in await connection.execute(query)]
+
+
+def _operator(row: sa.RowMapping) -> Operator:
+    queues: list[dict[str, Any]] = row["queues"]
+    return Operator(
+        name=row["name"],
+        sip_user=row["sip_user"],
+        sip_ha1=row["sip_ha1"],
+        console_user=row["console_user"],
+        console_hash=row["console_hash"],
+        queues=tuple((one["queue"], one["penalty"]) for one in queues),
+        disabled=row["disabled_at"] is not None,
+    )
