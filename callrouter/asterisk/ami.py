@@ -1,0 +1,205 @@
+"""AMI through panoramisk's protocol, one object per connection, with the promises that its Manager does not make.
+
+- A value cannot smuggle a second action: CR, LF, NUL and overlong lines are refused before sending.
+- An action is answered, refused, or fails with `AmiUnreachable`; it is never sent again after a reconnect.
+- A refused login is told; a hung peer is noticed; events come in order to one consumer, and when it cannot keep up, or the
+  connection was lost, it is told to take a fresh snapshot (`on_resync`) instead of working on with gaps.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from panoramisk.ami_protocol import AMIProtocol
+from panoramisk.message import Message
+
+from callrouter.health import Component, Health
+
+log = structlog.get_logger(__name__)
+
+_ACTION_S, _CONNECT_S, _PING_S = 5.0, 5.0, 5.0
+_LINE_MAX = 1000  # Asterisk refuses 1,024 and more (main/manager.c)
+_EVENTS_MAX = 10_000
+_BACKOFF_MAX_S = 3.0
+
+
+class AmiError(Exception):
+    """Asterisk refused the action; the message is its own."""
+
+
+class AmiUnreachable(AmiError):
+    """No answer: whether the action was carried out is unknown."""
+
+
+async def _nothing() -> None:
+    return
+
+
+class Ami:
+    """The connection. `on_event` gets each event as a plain dict; `on_resync` runs after each login and each gap."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        user: str,
+        secret: str,
+        on_event: Callable[[dict[str, str]], None] = lambda event: None,
+        on_resync: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        self._address, self._login = (host, port), {"Action": "Login", "Username": user, "Secret": secret}
+        self._on_event, self._on_resync = on_event, on_resync
+        self._connection: _Connection | None = None
+        self._health = Health("not connected yet")
+
+    def status(self) -> Component:
+        return self._health.status()
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        backoff = 0.1
+        while True:
+            try:
+                await self._session()
+                reason = "Asterisk closed the connection"
+            except (OSError, TimeoutError, AmiError) as error:
+                reason = f"{type(error).__name__} {error}".strip()
+            if self._health.status().ok:
+                backoff = 0.1
+            self._health.set(False, reason)
+            log.warning("ami lost", reason=reason)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))
+            backoff = min(backoff * 2, _BACKOFF_MAX_S)
+
+    async def do(self, action: Mapping[str, str]) -> dict[str, str]:
+        """One action with one answer. Raises AmiError, AmiUnreachable; ValueError for a value that AMI cannot carry."""
+        return plain(await self._live().send(action, as_list=False))
+
+    async def list(self, action: Mapping[str, str]) -> list[dict[str, str]]:
+        """An action whose answer is a list of events, without its first and last message."""
+        answer = await self._live().send(action, as_list=None)
+        return [plain(message) for message in answer[1:-1]] if isinstance(answer, list) else []
+
+    def _live(self) -> "_Connection":
+        if self._connection is None:
+            raise AmiUnreachable("not connected")
+        return self._connection
+
+    async def _session(self) -> None:
+        connection = _Connection()
+        async with asyncio.timeout(_CONNECT_S):
+            await asyncio.get_running_loop().create_connection(lambda: connection, *self._address)
+        try:
+            await connection.send(self._login, as_list=False)
+            self._connection = connection
+            self._health.set(True, "connected")
+            async with asyncio.TaskGroup() as group:
+                consumer = group.create_task(self._consume(connection))
+                pinger = group.create_task(self._ping(connection))
+                await connection.lost.wait()
+                consumer.cancel()
+                pinger.cancel()
+        except* AmiError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._connection = None
+            connection.shut("connection closed")
+
+    async def _consume(self, connection: "_Connection") -> None:
+        connection.gap.set()
+        while True:
+            if connection.gap.is_set():
+                connection.gap.clear()
+                await self._on_resync()
+            event = await connection.events.get()
+            if event is not None:
+                try:
+                    self._on_event(event)
+                except Exception:
+                    log.exception("ami event not understood; taking a fresh snapshot", event_name=event.get("Event"))
+                    connection.gap.set()
+
+    async def _ping(self, connection: "_Connection") -> None:
+        while True:
+            await asyncio.sleep(_PING_S)
+            await connection.send({"Action": "Ping"}, as_list=False)
+
+
+class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
+    """One TCP connection: neither reconnects nor replays. It is its own "factory", which AMIProtocol expects."""
+
+    encoding = "latin-1"  # a byte each: UTF-8 split over two reads would lose characters
+    forgetable_actions = ()
+    save_stream = None
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[dict[str, str] | None] = asyncio.Queue(_EVENTS_MAX)
+        self.gap, self.lost = asyncio.Event(), asyncio.Event()
+        self.awaiting_actions: list[object] = []  # AMIProtocol puts here what a Manager would send again
+        self._waiting: set[asyncio.Future[Any]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.factory = self
+
+    async def send(self, action: Mapping[str, str], as_list: bool | None) -> Any:
+        _refuse_unsafe(action)
+        if self.lost.is_set():
+            raise AmiUnreachable("connection lost")
+        data = {name: value.encode().decode("latin-1") for name, value in action.items()}
+        future: asyncio.Future[Any] = super().send(data, as_list)
+        self._waiting.add(future)
+        try:
+            async with asyncio.timeout(_ACTION_S):
+                answer = await future
+        except TimeoutError:
+            raise AmiUnreachable(f"{action['Action']}: no answer in {_ACTION_S:.0f} s, unknown whether done") from None
+        finally:
+            self._waiting.discard(future)
+            for key in [key for key, sent in self.responses.items() if sent.future is future]:
+                del self.responses[key]
+        first = answer[0] if isinstance(answer, list) else answer
+        if first["Response"] not in ("Success", "Goodbye"):
+            raise AmiError(f"{action['Action']}: {plain(first).get('Message', 'refused')}")
+        return answer
+
+    def dispatch(self, message: Message) -> None:
+        # Called inside data_received: an exception here would end the connection and lose the other events of this read.
+        try:
+            self.events.put_nowait(plain(message))
+        except asyncio.QueueFull:
+            while not self.events.empty():
+                self.events.get_nowait()
+            self.gap.set()
+            self.events.put_nowait(None)
+
+    def connection_lost(self, exc: object) -> None:
+        self.shut("connection lost")
+
+    def shut(self, reason: str) -> None:
+        self.lost.set()
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(AmiUnreachable(f"{reason}, unknown whether done"))
+        with contextlib.suppress(AttributeError):  # never connected
+            self.transport.close()
+
+
+def plain(message: Any) -> dict[str, str]:
+    """A message as a dict of text; a header that came several times is joined by line breaks."""
+    return {name: _text("\n".join(value) if isinstance(value, list) else value) for name, value in message.items()}
+
+
+def _text(value: str) -> str:
+    return value.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _refuse_unsafe(action: Mapping[str, str]) -> None:
+    for name, value in action.items():
+        if any(character in f"{name}{value}" for character in "\r\n\0"):
+            raise ValueError(f"{name}: a line break cannot be sent over AMI")
+        if len(f"{name}: {value}".encode()) > _LINE_MAX:
+            raise ValueError(f"{name}: longer than {_LINE_MAX} bytes")

@@ -1,0 +1,154 @@
+"""The SIP messages that Asterisk mirrors over HEP (version 3, UDP): which INVITEs were refused, by code and source.
+
+The journal cannot see an INVITE that never became a channel. HEP is fire and forget: nothing waits for it, and a dead daemon
+loses only these counts. Nothing that arrives here can raise.
+
+Source: HEP3 specification (sipcapture), chunk types 1-4, 7-8, 15.
+"""
+
+import asyncio
+import ipaddress
+import re
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from callrouter.health import Component, Health
+
+_SETTLE_S = 2.0  # a 401 is no refusal if the same call comes again with credentials in this time
+_FORGET_S = 180.0
+_PENDING_MAX = 10_000
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One SIP message as mirrored: its sender and receiver as (address, port)."""
+
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    payload: str
+
+
+@dataclass(frozen=True)
+class Sip:
+    """What is needed of a SIP message. `method` is the CSeq's, also in an answer; `code` is None in a request."""
+
+    method: str
+    code: int | None
+    call_id: str
+    to_tag: bool
+
+
+def parse_hep(data: bytes) -> Packet | None:
+    """A HEPv3 packet, or None if it is none that can be read."""
+    if len(data) < 6 or data[:4] != b"HEP3":
+        return None
+    addresses, ports, payload, position = {}, {}, b"", 6
+    while position + 6 <= len(data):
+        vendor, kind, length = struct.unpack_from("!HHH", data, position)
+        if length < 6 or position + length > len(data):
+            return None
+        chunk = data[position + 6 : position + length]
+        position += length
+        if vendor:
+            continue
+        if kind in (3, 4) and len(chunk) == 4:
+            addresses[kind] = str(ipaddress.IPv4Address(chunk))
+        elif kind in (5, 6) and len(chunk) == 16:
+            addresses[kind - 2] = str(ipaddress.IPv6Address(chunk))
+        elif kind in (7, 8) and len(chunk) == 2:
+            ports[kind - 4] = int.from_bytes(chunk, "big")
+        elif kind == 15:
+            payload = chunk
+    if not payload:
+        return None
+    source, destination = ((addresses.get(kind, ""), ports.get(kind, 0)) for kind in (3, 4))
+    return Packet(source, destination, payload.decode("utf-8", "replace"))
+
+
+def parse_sip(text: str) -> Sip | None:
+    """A SIP message's head, or None if it is none that can be read."""
+    head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
+    lines = re.split(r"\r?\n(?![ \t])", head)
+    code = None
+    if answer := re.match(r"SIP/2\.0 (\d{3})\b", lines[0]):
+        code = int(answer[1])
+    elif not lines[0].endswith("SIP/2.0"):
+        return None
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            name = name.strip().lower()
+            headers.setdefault({"i": "call-id", "t": "to"}.get(name, name), value.strip())
+    cseq = re.match(r"\d+\s+([A-Z]+)$", headers.get("cseq", ""))
+    if not cseq or not headers.get("call-id"):
+        return None
+    return Sip(cseq[1], code, headers["call-id"], bool(re.search(r";\s*tag=", headers.get("to", ""), re.I)))
+
+
+class Refusals:
+    """Decides which answers refuse an INVITE sent to us. `on_refusal(source, code)` is told once per refused INVITE."""
+
+    def __init__(self, sip_port: int, on_refusal: Callable[[str, int], None]) -> None:
+        self._sip_port, self._on_refusal = sip_port, on_refusal
+        self._asked: dict[str, float] = {}  # Call-ID of an INVITE without final answer → when
+        self._challenged: dict[str, tuple[float, str, int]] = {}  # Call-ID → (when, source, code)
+
+    def take(self, packet: Packet, now: float) -> None:
+        self.settle(now)
+        sip = parse_sip(packet.payload)
+        if sip is None or sip.method != "INVITE":
+            return
+        if sip.code is None:
+            if packet.destination[1] == self._sip_port and not sip.to_tag and len(self._asked) < _PENDING_MAX:
+                self._challenged.pop(sip.call_id, None)  # came again, with credentials
+                self._asked[sip.call_id] = now
+        elif packet.source[1] == self._sip_port and sip.code >= 200 and self._asked.pop(sip.call_id, None) is not None:
+            if sip.code in (401, 407):
+                self._challenged[sip.call_id] = (now, packet.destination[0], sip.code)
+            elif sip.code >= 300 and sip.code != 487:  # 487: the caller cancelled
+                self._on_refusal(packet.destination[0], sip.code)
+
+    def settle(self, now: float) -> None:
+        """Count the challenged INVITEs that did not come again in time; forget those whose answer got lost."""
+        while self._challenged:
+            call_id, (when, source, code) = next(iter(self._challenged.items()))
+            if now - when < _SETTLE_S:
+                break
+            del self._challenged[call_id]
+            self._on_refusal(source, code)
+        while self._asked and now - (oldest := next(iter(self._asked.items())))[1] > _FORGET_S:
+            del self._asked[oldest[0]]
+
+
+class HepListener(asyncio.DatagramProtocol):
+    def __init__(self, host: str, port: int, sip_port: int, on_refusal: Callable[[str, int], None]) -> None:
+        self._address, self._refusals = (host, port), Refusals(sip_port, on_refusal)
+        self._health = Health()
+
+    def status(self) -> Component:
+        return self._health.status()
+
+    async def run(self) -> None:
+        """Listen until cancelled. A port that is taken is told by `status`; calls do not depend on it."""
+        while True:
+            try:
+                transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, self._address)
+            except OSError as error:
+                self._health.set(False, f"UDP port {self._address[1]}: {error.strerror}")
+                await asyncio.sleep(5)
+                continue
+            try:
+                self._health.set(True, f"listening on UDP port {self._address[1]}")
+                while True:
+                    await asyncio.sleep(_SETTLE_S / 2)
+                    self._refusals.settle(time.monotonic())
+            finally:
+                transport.close()
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        packet = parse_hep(data)
+        if packet is not None:
+            self._refusals.take(packet, time.monotonic())
