@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,11 +24,14 @@ _FIELDS = len(Event._fields)
 _FIELD = r'"([^"]*+(?:""[^"]*+)*+)"'
 _RECORD = re.compile(",".join([_FIELD] * _FIELDS))
 # Quotes inside fields are doubled, so nothing that a caller sends can look like this.
-_START = re.compile(rb'"[A-Z_]{1,64}","\d{1,12}\.\d{1,9}",')
+_START = re.compile(rb'"[A-Z_]{1,64}","(\d{1,12}\.\d{1,9})",')
 _KIND = re.compile(r"[A-Z_]{1,64}")
 _TIME = re.compile(r"\d{1,12}\.\d{1,9}", re.ASCII)
 _ID = re.compile(r"[\w.:@-]{1,150}", re.ASCII)
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+
+
+_Mark = tuple[int, int, int]  # inode, size, time of the last write
 
 
 class Bad(NamedTuple):
@@ -55,7 +58,8 @@ class Journal:
     def __init__(self, path: Path, positions: Mapping[str, int]) -> None:
         self._path = path
         self._positions = dict(positions)
-        self._exhausted: dict[str, tuple[int, int, int]] = {}  # name → (inode, size, mtime) with nothing left to read
+        self._exhausted: dict[str, _Mark] = {}  # name → mark of the file when nothing was left to read in it
+        self._began: dict[tuple[str, int], float] = {}  # (name, inode) → time of the first record
         self._wake = asyncio.Event()
         self.fault: str | None = None  # why the journal cannot be read at present
 
@@ -63,7 +67,7 @@ class Journal:
         """Something was written: look now instead of at the next poll."""
         self._wake.set()
 
-    async def follow(self, limit: int) -> AsyncIterator[Batch]:
+    async def follow(self, limit: int) -> AsyncGenerator[Batch, None]:
         """Batches for ever, as they are written. The file system is never waited for in the event loop."""
         while True:
             self._wake.clear()
@@ -81,10 +85,7 @@ class Journal:
 
     def read(self, limit: int) -> Batch | None:
         """The next records, at most `limit`; None if nothing complete is there."""
-        for name, stat in self._files():
-            mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if self._exhausted.get(name) == mark:
-                continue
+        for name, mark in self._unread():
             with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:  # renamed meanwhile
                 batch = self._next(file, limit)
                 if batch is not None:
@@ -97,8 +98,18 @@ class Journal:
         """Bytes of all files together."""
         return sum(stat.st_size for _, stat in self._files())
 
+    def _unread(self) -> list[tuple[str, _Mark]]:
+        """Files in which something may be left to read: oldest first, last the one that Asterisk writes to."""
+        marks = {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in self._files()}
+        self._exhausted = {name: mark for name, mark in self._exhausted.items() if name in marks}
+        self._began = {key: at for key, at in self._began.items() if marks.get(key[0], (0,))[0] == key[1]}
+        unread = [(name, mark) for name, mark in marks.items() if self._exhausted.get(name) != mark]
+        if len(unread) > 1:
+            # By the first record's time: a restored backup has lost the times of its files.
+            unread.sort(key=lambda file: (file[0] == self._path.name, self._begin(file[0], file[1][0]), file[0]))
+        return unread
+
     def _files(self) -> list[tuple[str, os.stat_result]]:
-        """Oldest first: by the time of the last write, the file that Asterisk writes to last."""
         found = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self._path.parent) as entries:
             for entry in entries:
@@ -106,10 +117,14 @@ class Journal:
                 if entry.name == self._path.name or rotated:
                     with contextlib.suppress(FileNotFoundError):
                         found.append((entry.name, entry.stat()))
-        found.sort(key=lambda file: (file[0] == self._path.name, file[1].st_mtime_ns, file[0]))
-        for name in self._exhausted.keys() - {name for name, _ in found}:
-            del self._exhausted[name]
         return found
+
+    def _begin(self, name: str, inode: int) -> float:
+        if (name, inode) not in self._began:
+            with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:
+                match = _START.search(file.read(_CHUNK))
+                self._began[name, inode] = float(match[1]) if match else 0.0
+        return self._began.get((name, inode), 0.0)
 
     def _next(self, file: BinaryIO, limit: int) -> Batch | None:
         identity = _identity(file)

@@ -5,7 +5,7 @@ is. `OpenCalls` tells which calls an event belongs to. Both depend on nothing bu
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -127,6 +127,9 @@ class OpenCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls.values())
+
     def take(self, event: Event) -> list[Call]:
         """Apply the event; the calls that it concerned, as they are now. Those that ended are forgotten here."""
         if event.kind == "BOOT":
@@ -168,6 +171,11 @@ class OpenCalls:
             self._by_linkedid[after.linkedid] = after.id
         if before is not None and before.linkedid != after.linkedid:
             self._by_linkedid.pop(before.linkedid, None)
+
+
+def shown(call: Call) -> Call:
+    """The call without what only the fold needs: where this is equal, nothing changed for people."""
+    return call._replace(seen_at=0, linkedid="", talking=(), left_by_other=False, requeue_cause=None)
 
 
 def state(call: Call) -> dict[str, Any]:

@@ -122,3 +122,16 @@ def _is_imei(raw: str) -> bool:
         return False
     doubled = [int(d) * (1 + i % 2) for i, d in enumerate(digits)]
     return sum(d // 10 + d % 10 for d in doubled) % 10 == 0
+
+
+def beginnings(text: str, country: str, area: str) -> list[str]:
+    """How a caller's number may begin that someone searches by typing its first digits; empty if these are no digits."""
+    digits = _SEPARATORS.sub("", text)
+    plus, digits = digits.startswith("+"), digits.removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()):
+        return []
+    if plus:
+        return [f"+{digits}"]
+    if digits.startswith("0"):
+        return [f"+{country}{digits[1:]}", digits]
+    return [f"+{digits}", f"+{country}{area}{digits}", digits]

@@ -13,11 +13,14 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+# What a database that is away, busy, restarting or not migrated yet raises; the driver's own errors come from connecting.
+AWAY: tuple[type[Exception], ...] = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -77,20 +80,18 @@ call = sa.Table(
     sa.Column("caller_withheld", sa.Boolean, nullable=False),
     sa.Column("caller_no_sim", sa.Boolean, nullable=False),
     sa.Column("notes", sa.JSON, nullable=False),  # [[epoch, text]]: what the system has to say about the call
-    sa.Column(
-        "story", sa.JSON, nullable=False
-    ),  # [[epoch, what, who]]: operators rung and talking, transfers, requeues
+    sa.Column("story", sa.JSON, nullable=False),  # [[epoch, what, who]]: operators rung and talking, transfers, requeues
     sa.Column("recording_path", sa.String),
-    sa.Column("live", sa.JSON),  # the fold's whole state while the call is open, so that a restart goes on from it
+    sa.Column(
+        "live", sa.JSON(none_as_null=True)
+    ),  # the fold's whole state while the call is open, so that a restart goes on from it
     # upkeep's, never the projector's:
     sa.Column("recording_state", sa.String),
     sa.Column("recording_seconds", sa.Float),
     sa.Column("recording_sha256", sa.String),
     sa.Column("recording_file", sa.String),  # relative to the state directory
 )
-sa.Index(
-    "ix_call_open", call.c.node, sqlite_where=call.c.ended_at.is_(None), postgresql_where=call.c.ended_at.is_(None)
-)
+sa.Index("ix_call_open", call.c.node, sqlite_where=call.c.ended_at.is_(None), postgresql_where=call.c.ended_at.is_(None))
 sa.Index(
     "ix_call_recording_due",
     call.c.ended_at,
@@ -192,7 +193,7 @@ refusal = sa.Table(
 def engine(url: str) -> AsyncEngine:
     """Connections to the database at `url`. SQLite: WAL, foreign keys on, and it waits for another process's write."""
     if not make_url(url).drivername.startswith("sqlite"):
-        return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 5, "command_timeout": 30})
+        return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 2, "command_timeout": 30})
     made = create_async_engine(url)
     sa.event.listen(made.sync_engine, "connect", _sqlite_connect)
     sa.event.listen(made.sync_engine, "begin", _sqlite_begin)
@@ -218,6 +219,11 @@ async def writing(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction that writes; committed at the end, rolled back by any exception."""
     async with database.execution_options(writes=True).begin() as connection:
         yield connection
+
+
+def error_text(error: BaseException) -> str:
+    """What the database said, in one line and without the statement."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
 
 
 async def upsert(

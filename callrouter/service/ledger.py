@@ -1,0 +1,226 @@
+"""The journal into the database: the only writer of call facts.
+
+Exactly once per record, whatever is killed when: memory holds only what the database can give back. While the database
+is away nothing is read further, so nothing is lost and memory stays flat.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from callrouter.asterisk.cel import Batch, Journal
+from callrouter.domain.call import Call, OpenCalls, shown
+from callrouter.domain.ticket import OUTCOMES
+from callrouter.health import Component, Health
+from callrouter.store import calls
+from callrouter.store.calls import City, Fact, Moved, Position
+from callrouter.store.schema import AWAY, error_text, writing
+
+NODE = "callrouter"  # Asterisk's systemname
+_BATCH, _REPLAY_BATCH = 500, 4000  # records a transaction
+_BACKOFF_S = (0.1, 5.0)  # first and longest wait while the database is away
+_JOURNAL_LATE_S = 2.0  # a caller is in the application and the journal knows nothing of it: it is not written
+_SEEN_KEPT = 2000
+_TEST_VALID_S = 86400
+_TEST_CALL_ID = re.compile(r"test-(\d{1,12})-([0-9a-f]{32})@callrouter", re.ASCII)
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+def is_test(call: Call, secret: str) -> bool:
+    """Was the call made by us to try the system? Then its SIP Call-ID is signed, not longer than a day before."""
+    match = _TEST_CALL_ID.fullmatch(call.sip_call_id)
+    if match is None or abs(call.arrived_at - int(match[1])) > _TEST_VALID_S:
+        return False
+    return hmac.compare_digest(match[2], _signature(match[1], secret))
+
+
+def signed_call_id(unix: int, secret: str) -> str:
+    """A SIP Call-ID that marks a call made at that second as a test."""
+    return f"test-{unix}-{_signature(str(unix), secret)}@callrouter"
+
+
+def _signature(unix: str, secret: str) -> str:
+    return hmac.new(secret.encode(), unix.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+class Ledger:
+    """Follows the journal at `path`. Its counters count what this process saw."""
+
+    def __init__(self, database: AsyncEngine, path: Path, city: City, test_secret: str, node: str = NODE) -> None:
+        self._database = database
+        self._path = path
+        self._city = city
+        self._test_secret = test_secret
+        self._node = node
+        self._health = Health()
+        self._away: str | None = "starting"  # why the database does not take records
+        self._journal = Journal(path, {})
+        self._open = OpenCalls()
+        self._shown: dict[str, Call] = {}  # as people were last told of
+        self._expected: dict[str, float] = {}  # callers that the journal must know by now: call id → monotonic time
+        self._seen: dict[str, None] = {}  # the last calls that the journal knew
+        self.ended: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        self.records = 0
+        self.bad_records = 0
+        self.unjournaled = 0
+        self.lag_s = 0.0  # from the newest record's time to its commit
+
+    @property
+    def calls_in_progress(self) -> int:
+        return len(self._open)
+
+    def arrived(self, call_id: str) -> None:
+        """A caller is in the application: look at the journal now, and miss the call if it is not there soon."""
+        if call_id not in self._seen:
+            self._expected[call_id] = time.monotonic()
+        self._journal.wake()
+
+    def status(self) -> Component:
+        late = any(time.monotonic() - at > _JOURNAL_LATE_S for at in self._expected.values())
+        if self._journal.fault is not None:
+            self._health.set(False, f"journal cannot be read: {self._journal.fault}")
+        elif self._away is not None:
+            self._health.set(False, self._away)
+        elif late:
+            self._health.set(False, "Asterisk does not write the journal: is the disk full?")
+        else:
+            self._health.set(True, f"{len(self._open)} calls in progress")
+        return self._health.status()
+
+    async def run(self) -> None:
+        while True:
+            await self._persist(self._restore)
+            async with aclosing(self._journal.follow(_BATCH)) as batches:
+                async for batch in batches:
+                    facts = self._fold(batch)
+                    try:
+                        await self._persist(lambda c, b=batch, f=facts: self._write(c, b, f))  # type: ignore[misc]
+                    except Moved:  # by a commit whose answer was lost, or by another process
+                        break
+                    self._committed(batch, facts)
+
+    async def _restore(self, connection: AsyncConnection) -> None:
+        self._open = OpenCalls(await calls.open_calls(connection, self._node))
+        self._shown = {call.id: shown(call) for call in self._open}
+        self._seen |= dict.fromkeys(self._shown)
+        self._journal = Journal(self._path, await calls.positions(connection, self._node))
+
+    def _fold(self, batch: Batch) -> list[Fact]:
+        changed = _changed(self._open, batch)
+        return [Fact(call, self._shown.get(call.id) != shown(call), is_test(call, self._test_secret)) for call in changed.values()]
+
+    async def _write(self, connection: AsyncConnection, batch: Batch, facts: list[Fact]) -> None:
+        position = Position(batch.file, batch.known, batch.end)
+        await calls.record(connection, self._node, self._city, facts, _set_aside(batch), position)
+
+    def _committed(self, batch: Batch, facts: list[Fact]) -> None:
+        self.records += len(batch.events)
+        self.bad_records += len(batch.bad)
+        if batch.bad:
+            _log.warning("journal: not all was a record", set_aside=len(batch.bad), file=batch.file)
+        if batch.events:
+            self.lag_s = max(0.0, time.time() - batch.events[-1].at)
+        for call, _, _ in facts:
+            if call.outcome is None:
+                self._shown[call.id] = shown(call)
+            else:
+                self._shown.pop(call.id, None)
+                self.ended[call.outcome] += 1
+            self._know(call.id)
+
+    def _know(self, call_id: str) -> None:
+        if call_id in self._seen:
+            return
+        self._seen[call_id] = None
+        if len(self._seen) > _SEEN_KEPT:
+            del self._seen[next(iter(self._seen))]
+        if self._expected.pop(call_id, None) is None:
+            return
+        # The journal is written again: those who came before and are still unknown were lost to it.
+        for lost in [lost for lost, at in self._expected.items() if time.monotonic() - at > _JOURNAL_LATE_S]:
+            del self._expected[lost]
+            self.unjournaled += 1
+            _log.error("call without journal: ticket must be opened by reconciliation", call_id=lost)
+
+    async def _persist(self, do: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+        """In one transaction; as often as it takes while the database is away."""
+        wait, longest = _BACKOFF_S
+        while True:
+            try:
+                async with writing(self._database) as connection:
+                    done = await do(connection)
+            except AWAY as error:
+                self._away = f"database does not take the journal: {error_text(error)}"
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(longest, 2 * wait)
+                continue
+            self._away = None
+            return done
+
+
+class Replayed(NamedTuple):
+    calls: int
+    records: int
+    bad_records: int
+
+
+async def replay(
+    database: AsyncEngine,
+    path: Path,
+    city: City,
+    test_secret: str,
+    progress: Callable[[int, int], None],
+    node: str = NODE,
+) -> Replayed:
+    """Rebuild every call from all files of the journal; beside a running daemon as well. `progress(bytes done, of all)`.
+
+    Tickets keep their numbers and what people wrote; the daemon's position and the calls it follows stay its own.
+    """
+    journal = Journal(path, {})
+    total, done = await asyncio.to_thread(journal.size), 0
+    still_open, inserted = OpenCalls(), set[str]()
+    ended = records = bad = 0
+    while (batch := await asyncio.to_thread(journal.read, _REPLAY_BATCH)) is not None:
+        changed = _changed(still_open, batch).values()
+        facts = _facts(changed, test_secret)
+        async with writing(database) as connection:
+            inserted |= await calls.record(connection, node, city, facts, _set_aside(batch), rebuild=True)
+        over = {call.id for call in changed if call.ended_at is not None}
+        inserted -= over
+        ended, records, bad = ended + len(over), records + len(batch.events), bad + len(batch.bad)
+        done += batch.end - batch.known
+        progress(done, max(total, done))
+    async with writing(database) as connection:
+        # Calls in progress that nobody had written: as far as they went.
+        await calls.record(connection, node, city, _facts((c for c in still_open if c.id in inserted), test_secret))
+        await calls.announce(connection, "replay", [node])
+    return Replayed(ended, records, bad)
+
+
+def _changed(open_calls: OpenCalls, batch: Batch) -> dict[str, Call]:
+    changed: dict[str, Call] = {}
+    for event in batch.events:
+        for call in open_calls.take(event):
+            changed[call.id] = call
+    return changed
+
+
+def _facts(of: Iterable[Call], test_secret: str) -> list[Fact]:
+    return [Fact(call, True, is_test(call, test_secret)) for call in of]
+
+
+def _set_aside(batch: Batch) -> list[dict[str, object]]:
+    return [{"file": batch.file, **bad._asdict()} for bad in batch.bad]

@@ -1,0 +1,165 @@
+"""After the call: what became of its recording; and the housekeeping of the journal and the database.
+
+A recording is judged once nobody writes to it any more. One that Asterisk could not finish (killed, disk full) is made
+playable and called partial. A journal file never grows beyond `JOURNAL_MAX`.
+"""
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.health import Component, Health
+from callrouter.store import recordings
+from callrouter.store.recordings import Due, Found
+from callrouter.store.schema import AWAY, error_text, writing
+
+JOURNAL_MAX = 64 << 20
+_LOOK_S = 1.0
+_HOUSEKEEPING = timedelta(hours=1)
+_CLOSED_AFTER_S = 5.0  # MixMonitor writes every 2 s: nothing for this long, and nobody writes any more
+_NOT_WRITTEN_AFTER_S = 5.0
+_SHORT_BY_S, _SHORT_BY = 3.0, 0.1  # of the answered time: less than this may be missing at the ends
+_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF header as Asterisk writes it: 44 bytes, one data chunk
+
+_log = structlog.get_logger(__name__)
+
+
+class Wav(NamedTuple):
+    """Size of the audio in a WAV file of Asterisk's; `closed`: its header says so too."""
+
+    bytes: int
+    bytes_a_second: int
+    closed: bool
+
+
+class Upkeep:
+    def __init__(self, database: AsyncEngine, state: Path, node: str) -> None:
+        self._database = database
+        self._state = state
+        self._recordings = state / "recordings"
+        self._journal = state / "journal" / "cel.csv"
+        self._node = node
+        self._health = Health()
+        self._database_health = Health()
+        self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
+
+    def status(self) -> Component:
+        """Not ok: a caller is on the line whose recording is not on disk."""
+        return self._health.status()
+
+    def database_status(self) -> Component:
+        """Asked every second."""
+        return self._database_health.status()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.once(datetime.now(UTC))
+            except AWAY as error:
+                self._database_health.set(False, error_text(error))
+            await asyncio.sleep(_LOOK_S)
+
+    async def once(self, now: datetime) -> None:
+        """One round."""
+        await asyncio.to_thread(rotate, self._journal, now)
+        async with self._database.connect() as connection:
+            due = await recordings.due(connection, self._node)
+            live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
+        self._database_health.set(True, self._database.dialect.name)
+        unwritten = await asyncio.to_thread(self._absent, live)
+        if unwritten:
+            self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
+        else:
+            self._health.set(True, "recordings are written")
+        for one in due:
+            found = await asyncio.to_thread(self.judge, one, now)
+            if found is not None:
+                async with writing(self._database) as connection:
+                    await recordings.save(connection, one.call_id, found)
+        if now >= self._next_housekeeping:
+            async with writing(self._database) as connection:
+                await recordings.forget_changes(connection, now)
+            self._next_housekeeping = now + _HOUSEKEEPING
+
+    def judge(self, due: Due, now: datetime) -> Found | None:
+        """What became of the recording of an ended call; None while it may still be written."""
+        path = self._path(due)
+        settled = (now - due.ended_at).total_seconds() > _CLOSED_AFTER_S
+        if path is None:
+            return Found("missing", None, None, None)
+        try:
+            with path.open("r+b") as file:
+                wav = measure(file)
+                quiet = now.timestamp() - path.stat().st_mtime > _CLOSED_AFTER_S
+                if wav is None or not wav.closed:
+                    if not (settled and quiet):
+                        return None
+                    wav = repaired(file)
+                if wav is None or wav.bytes == 0:
+                    return Found("missing", None, None, None)
+                seconds = wav.bytes / wav.bytes_a_second
+                whole = wav.closed and seconds >= due.answered_s * (1 - _SHORT_BY) - _SHORT_BY_S
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return Found("missing", None, None, None) if settled else None
+        except OSError as error:  # unreadable now; the next round may be luckier
+            _log.warning("recording cannot be read", call_id=due.call_id, error=str(error))
+            return None
+        return Found("ok" if whole else "partial", round(seconds, 3), digest, str(path.relative_to(self._state)))
+
+    def _path(self, due: Due) -> Path | None:
+        """Where the journal says the recording is; nothing outside our directory."""
+        path = Path(due.path or "").resolve()
+        return path if due.path and path.is_relative_to(self._recordings.resolve()) else None
+
+    def _absent(self, live: Sequence[str]) -> int:
+        return sum(not Path(path).exists() for path in live)
+
+
+def measure(file: BinaryIO) -> Wav | None:
+    """None: no WAV file of Asterisk's (yet)."""
+    file.seek(0)
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        return None
+    riff, _, wave, fmt, _, _, _, _, bytes_a_second, _, _, data, length = _HEADER.unpack(head)
+    if (riff, wave, fmt, data) != (b"RIFF", b"WAVE", b"fmt ", b"data") or bytes_a_second == 0:
+        return None
+    size = file.seek(0, 2) - _HEADER.size
+    return Wav(size, bytes_a_second, closed=0 < length <= size <= length + 1)
+
+
+def repaired(file: BinaryIO) -> Wav | None:
+    """Write the true lengths into the header that Asterisk left open; the recording then plays to its end."""
+    wav = measure(file)
+    if wav is None or wav.closed:
+        return wav
+    length = wav.bytes & ~1
+    file.seek(4)
+    file.write(struct.pack("<I", length + _HEADER.size - 8))
+    file.seek(_HEADER.size - 4)
+    file.write(struct.pack("<I", length))
+    file.flush()
+    return wav
+
+
+def rotate(journal: Path, now: datetime, limit: int = JOURNAL_MAX) -> Path | None:
+    """Rename a journal that reached its size; Asterisk makes a new one with its next record. The name it has now, if so."""
+    try:
+        if journal.stat().st_size < limit:
+            return None
+    except FileNotFoundError:
+        return None
+    target = journal.with_name(f"{journal.name}.{now:%Y%m%dT%H%M%S%f}")
+    if target.exists():  # the clock went back; the next round finds a free name
+        return None
+    journal.rename(target)
+    return target

@@ -1,0 +1,256 @@
+"""Writes what the journal says about calls: position, call rows, new tickets and the news of them in one transaction.
+
+So each record counts exactly once, whatever is killed when. A ticket's number is given in the transaction that opens it,
+gap-free within the city's day, and never again. The end of a call is final: only a rebuild writes over it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from callrouter.domain.call import Call, restored, state
+from callrouter.domain.caller import Caller, normalise
+from callrouter.domain.ticket import AFTER, day, number
+from callrouter.store.schema import bad_record, call, change, day_counter, journal_position, ticket, upsert
+
+_UPKEEPS = frozenset(("recording_state", "recording_seconds", "recording_sha256", "recording_file"))
+_FACTS = tuple(column.name for column in call.columns if column.name not in _UPKEEPS)
+
+
+@dataclass(frozen=True)
+class City:
+    """What a ticket's number and a caller's number depend on."""
+
+    prefix: str
+    zone: tzinfo
+    country_code: str
+    area_code: str
+
+
+class Position(NamedTuple):
+    """How far a journal file was read: `known` is what the database must hold, `end` what it will hold."""
+
+    file: str
+    known: int
+    end: int
+
+
+class Fact(NamedTuple):
+    """A call as it is now. `news`: something changed that a person can see; `test`: it carries a valid test signature."""
+
+    call: Call
+    news: bool
+    test: bool
+
+
+class Moved(Exception):
+    """Another process read this journal meanwhile: begin again from what the database holds."""
+
+
+async def positions(connection: AsyncConnection, node: str) -> dict[str, int]:
+    rows = await connection.execute(
+        sa.select(journal_position.c.file, journal_position.c.offset).where(journal_position.c.node == node)
+    )
+    return {row.file: row.offset for row in rows}
+
+
+async def open_calls(connection: AsyncConnection, node: str) -> list[Call]:
+    rows = await connection.execute(
+        sa.select(call.c.live).where(call.c.node == node, call.c.ended_at.is_(None)).order_by(call.c.arrived_at)
+    )
+    return [restored(live) for (live,) in rows]
+
+
+async def record(
+    connection: AsyncConnection,
+    node: str,
+    city: City,
+    facts: Sequence[Fact],
+    bad: Sequence[Mapping[str, Any]] = (),
+    position: Position | None = None,
+    rebuild: bool = False,
+) -> set[str]:
+    """Write what one batch of records changed; each call at most once in `facts`. The ids new to us. Raises Moved.
+
+    With `rebuild` it writes over ended calls and leaves those alone that another process may be following, and
+    announces nothing.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(112, sa.func.hashtext(node))))
+    if position is not None:
+        await _advance(connection, node, position)
+    await upsert(connection, bad_record, [{"node": node, **row} for row in bad])
+    if not facts:
+        return set()
+    known = await _known(connection, [fact.call.id for fact in facts])
+    kept = [
+        fact
+        for fact in facts
+        if fact.call.id not in known or (fact.call.ended_at is not None if rebuild else not known[fact.call.id].ended)
+    ]
+    if not kept:
+        return set()
+    callers = {fact.call.id: _caller(fact.call, city) for fact in kept}
+    rows = [_row(fact, callers[fact.call.id], node) for fact in kept]
+    await _write_calls(connection, rows)
+    numbers = {call_id: row.number for call_id, row in known.items()}
+    new = [fact for fact in kept if fact.call.id not in known]
+    numbers |= await _numbered(connection, city, [fact.call for fact in new])
+    await _open_tickets(connection, new, callers, numbers)
+    await _update_tickets(connection, [f for f in kept if f.call.id in known and (f.news or rebuild)], callers)
+    if not rebuild:
+        news = [numbers[fact.call.id] for fact in kept if fact.news]
+        await announce(connection, "ticket", news)
+    return {fact.call.id for fact in new}
+
+
+async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) -> None:
+    """Tell the screens, in the transaction that makes it true."""
+    if keys:
+        now = datetime.now(UTC)
+        await connection.execute(sa.insert(change), [{"at": now, "kind": kind, "key": key} for key in keys])
+
+
+class _Known(NamedTuple):
+    number: str
+    ended: bool
+
+
+async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
+    rows = await connection.execute(
+        sa.select(call.c.call_id, ticket.c.number, call.c.ended_at.is_not(None))
+        .join(ticket, ticket.c.call_id == call.c.call_id)
+        .where(call.c.call_id.in_(call_ids))
+    )
+    return {call_id: _Known(of_ticket, bool(ended)) for call_id, of_ticket, ended in rows}
+
+
+async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:
+    held = await connection.scalar(
+        sa.select(journal_position.c.offset).where(journal_position.c.node == node, journal_position.c.file == position.file)
+    )
+    if (held or 0) != position.known:
+        raise Moved
+    await upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": position.end}], ("offset",))
+
+
+async def _write_calls(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(call)
+    update: dict[str, Any] = {name: insert.excluded[name] for name in _FACTS}
+    # The signature's secret may be gone when a call is rebuilt: what was a test stays one.
+    update["test"] = sa.or_(call.c.test, insert.excluded.test)
+    await connection.execute(insert.on_conflict_do_update(index_elements=["call_id"], set_=update), rows)
+
+
+async def _numbered(connection: AsyncConnection, city: City, calls: Sequence[Call]) -> dict[str, str]:
+    """A number for each call. The day's row is locked until the transaction ends: no number is lost or given twice."""
+    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(day_counter)
+    days = {one.id: day(one.arrived_at, city.zone) for one in calls}
+    last = {}
+    for of_day, count in sorted(Counter(days.values()).items()):  # one order for all: no deadlock
+        statement = insert.values(day=of_day, last=count).on_conflict_do_update(
+            index_elements=["day"], set_={"last": day_counter.c.last + count}
+        )
+        end = await connection.scalar(statement.returning(day_counter.c.last))
+        last[of_day] = int(end or 0) - count
+    numbers = {}
+    for one in calls:
+        last[days[one.id]] += 1
+        numbers[one.id] = number(city.prefix, days[one.id], last[days[one.id]])
+    return numbers
+
+
+async def _open_tickets(
+    connection: AsyncConnection, facts: Sequence[Fact], callers: Mapping[str, Caller], numbers: Mapping[str, str]
+) -> None:
+    rows = [
+        {
+            "number": numbers[fact.call.id],
+            "call_id": fact.call.id,
+            "opened_at": _instant(fact.call.arrived_at),
+            "version": 0,
+            **_copies(fact, callers[fact.call.id]),
+        }
+        for fact in facts
+    ]
+    if rows:
+        await connection.execute(sa.insert(ticket), rows)
+
+
+async def _update_tickets(connection: AsyncConnection, facts: Sequence[Fact], callers: Mapping[str, Caller]) -> None:
+    if not facts:
+        return
+    untouched = ticket.c.version == 0
+    values: dict[str, Any] = {
+        name: sa.case((untouched, sa.bindparam(f"_{name}", type_=ticket.c[name].type)), else_=ticket.c[name])
+        for name in ("class", "state", "disposition")
+    }
+    values |= {name: sa.bindparam(f"_{name}") for name in ("outcome", "caller_number", "caller_name")}
+    values["test"] = sa.or_(ticket.c.test, sa.bindparam("_test", type_=sa.Boolean))
+    statement = sa.update(ticket).where(ticket.c.call_id == sa.bindparam("_call_id")).values(values)
+    rows = [{"call_id": fact.call.id, **_copies(fact, callers[fact.call.id])} for fact in facts]
+    await connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
+
+
+def _copies(fact: Fact, caller: Caller) -> dict[str, Any]:
+    """The ticket's columns that follow the call."""
+    of_state, disposition = AFTER[fact.call.outcome]
+    return {
+        "class": fact.call.class_,
+        "state": of_state,
+        "disposition": disposition,
+        "outcome": fact.call.outcome,
+        "test": fact.test,
+        "caller_number": caller.number,
+        "caller_name": caller.name.casefold() if caller.name else None,
+    }
+
+
+def _caller(one: Call, city: City) -> Caller:
+    return normalise(one.number, one.name, one.presentation, one.identity, one.sender, city.country_code, city.area_code)
+
+
+def _row(fact: Fact, caller: Caller, node: str) -> dict[str, Any]:
+    one = fact.call
+    return {
+        "call_id": one.id,
+        "node": node,
+        "arrived_at": _instant(one.arrived_at),
+        "answered_at": _instant(one.answered_at),
+        "classified_at": _instant(one.classified_at),
+        "queued_at": _instant(one.queued_at),
+        "operator_answered_at": _instant(one.operator_answered_at),
+        "outside_answered_at": _instant(one.outside_answered_at),
+        "ended_at": _instant(one.ended_at),
+        "class": one.class_,
+        "how": one.how or None,
+        "language": one.language or None,
+        "queue": one.queues[-1] if one.queues else None,
+        "queues": one.queues,
+        "operator": one.operator or None,
+        "outcome": one.outcome,
+        "ended_by": one.ended_by,
+        "hangup_cause": one.hangup_cause,
+        "trunk": one.trunk or None,
+        "sip_call_id": one.sip_call_id or None,
+        "test": fact.test,
+        "caller_number": caller.number,
+        "caller_raw": caller.raw,
+        "caller_name": caller.name,
+        "caller_withheld": caller.withheld,
+        "caller_no_sim": caller.no_sim,
+        "notes": one.notes,
+        "story": one.story,
+        "recording_path": one.recording or None,
+        "live": None if one.ended_at is not None else state(one),
+    }
+
+
+def _instant(epoch: float | None) -> datetime | None:
+    return None if epoch is None else datetime.fromtimestamp(epoch, UTC)

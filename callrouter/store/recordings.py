@@ -1,0 +1,82 @@
+"""What upkeep asks and tells the database: recordings due, what was found of them, and old news to forget."""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from callrouter.store.calls import announce
+from callrouter.store.schema import call, change, ticket
+
+_AT_ONCE = 100
+_CHANGES_KEPT = timedelta(days=2)  # a screen that was away longer loads everything anew
+
+
+class Due(NamedTuple):
+    """A call that ended and whose recording nobody has looked at."""
+
+    call_id: str
+    path: str | None
+    answered_s: float
+    ended_at: datetime
+
+
+class Found(NamedTuple):
+    state: str  # ok, partial, missing
+    seconds: float | None
+    sha256: str | None
+    file: str | None  # relative to the state directory
+
+
+async def due(connection: AsyncConnection, node: str) -> list[Due]:
+    """The newest first: one whose file stays open to writing holds up no other."""
+    rows = await connection.execute(
+        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at)
+        .where(call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None))
+        .order_by(call.c.ended_at.desc())
+        .limit(_AT_ONCE)
+    )
+    return [
+        Due(
+            row.call_id,
+            row.recording_path,
+            (row.ended_at - row.answered_at).total_seconds() if row.answered_at else 0.0,
+            row.ended_at,
+        )
+        for row in rows
+    ]
+
+
+async def being_made(connection: AsyncConnection, node: str, answered_before: datetime) -> list[str]:
+    """Paths that must exist by now: calls in progress that were answered before that instant."""
+    rows = await connection.execute(
+        sa.select(call.c.recording_path).where(
+            call.c.node == node,
+            call.c.ended_at.is_(None),
+            call.c.answered_at < answered_before,
+            call.c.recording_path.is_not(None),
+        )
+    )
+    return list(rows.scalars())
+
+
+async def save(connection: AsyncConnection, call_id: str, found: Found) -> None:
+    await connection.execute(
+        sa.update(call)
+        .where(call.c.call_id == call_id)
+        .values(
+            recording_state=found.state,
+            recording_seconds=found.seconds,
+            recording_sha256=found.sha256,
+            recording_file=found.file,
+        )
+    )
+    number = await connection.scalar(sa.select(ticket.c.number).where(ticket.c.call_id == call_id))
+    await announce(connection, "ticket", [number] if number else [])
+
+
+async def forget_changes(connection: AsyncConnection, now: datetime) -> None:
+    await connection.execute(sa.delete(change).where(change.c.at < now - _CHANGES_KEPT))
+    if connection.dialect.name == "sqlite":  # PostgreSQL keeps its statistics itself
+        await connection.exec_driver_sql("PRAGMA optimize")
