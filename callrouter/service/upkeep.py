@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.health import Component, Health
+from callrouter.service.ledger import NODE
 from callrouter.store import recordings
 from callrouter.store.recordings import Due, Found
 from callrouter.store.schema import AWAY, error_text, writing
@@ -40,7 +41,7 @@ class Wav(NamedTuple):
 
 
 class Upkeep:
-    def __init__(self, database: AsyncEngine, state: Path, node: str) -> None:
+    def __init__(self, database: AsyncEngine, state: Path, node: str = NODE) -> None:
         self._database = database
         self._state = state
         self._recordings = state / "recordings"

@@ -51,9 +51,8 @@ async def recording_file(connection: AsyncConnection, number: str) -> str | None
 async def search(
     connection: AsyncConnection,
     filters: Filters,
-    cursor: str | None = None,
-    limit: int = 50,
-    *,
+    cursor: str | None,
+    limit: int,
     country_code: str,
     area_code: str,
 ) -> dict[str, Any]:
