@@ -8,6 +8,7 @@ configuration. Files are replaced whole and atomically, so that a running Asteri
 import contextlib
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -22,6 +23,16 @@ from callrouter.profile import Profile, Queue
 
 SECRETS = ("ari", "ami_daemon", "ami_console", "test_call")
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un
+_ASTERISK_MIN = (22, 10)
+_MEMBER_STATES = {
+    "Not in use": "ready",
+    "Busy": "in a call",
+    "In use": "in a call",
+    "Ringing": "ringing",
+    "On Hold": "in a call",
+    "Unavailable": "not registered",
+    "Invalid": "not registered",
+}
 
 
 class ConfigurationError(Exception):
@@ -64,7 +75,7 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
             _write(target / file.name, file.read_text())
     (etc / "dialplans" / "extensions.conf").replace(etc / "extensions.conf")
 
-    data, modules = _installation(settings.asterisk_binary)
+    data, modules = installation(settings.asterisk_binary)
     ports = settings.ports(profile)
     channels = sum(trunk.channels for trunk in profile.trunks)
     calls = math.ceil(channels * 1.5) + profile.operators.phones
@@ -128,6 +139,37 @@ def cli(settings: Settings, command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def members(settings: Settings) -> dict[str, str]:
+    """What Asterisk says of each operator's phone, by SIP user: ready, paused, in a call, not registered. Empty: none runs."""
+    found = {}
+    for line in (cli(settings, "queue show") or "").splitlines():
+        if member := re.match(r"\s+(op-\w+) \(PJSIP/", line):
+            flags = re.findall(r"\(([^()]+)\)", line)
+            pause = next((flag for flag in flags if flag.startswith("paused")), None)
+            state = next((flag for flag in flags if flag in _MEMBER_STATES), "unknown")
+            found[member[1]] = (
+                f"paused ({pause.split(' was ')[0].removeprefix('paused:')})" if pause else _MEMBER_STATES.get(state, state)
+            )
+    return found
+
+
+def refuse_unfit(binary: Path) -> None:
+    """Raises ConfigurationError unless that Asterisk can be used."""
+    try:
+        said = subprocess.run([binary, "-V"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except OSError as error:
+        raise ConfigurationError(
+            f"{binary} does not start ({error.strerror}): run `make up`, or set ASTERISK to an installed one"
+        ) from None
+    version = re.search(r"(\d+)\.(\d+)", said)
+    fit = version is not None and (int(version[1]), int(version[2])) >= _ASTERISK_MIN
+    if not fit or not (installation(binary)[1] / "res_cdrel_custom.so").exists():
+        raise ConfigurationError(
+            f"{binary} must be Asterisk 22.10 or newer with res_cdrel_custom (it says: {said.strip() or 'nothing'}): "
+            "set ASTERISK to such a one, or leave it empty to use the private one"
+        )
+
+
 def _overflow_after(profile: Profile, queue: Queue) -> int | str:
     """Seconds Queue() keeps a caller; empty = for ever. The waiting queue gives one up only for an outside number."""
     if queue.code != profile.waiting_queue:
@@ -135,7 +177,7 @@ def _overflow_after(profile: Profile, queue: Queue) -> int | str:
     return profile.outside.every_s if profile.outside.number else ""
 
 
-def _installation(binary: Path) -> tuple[Path, Path]:
+def installation(binary: Path) -> tuple[Path, Path]:
     """(share/asterisk, modules) of the Asterisk whose program is `binary`: the private prefix or the system's own."""
     for usr in (binary.parent.parent / "usr", binary.parent.parent):
         for modules in (*usr.glob("lib/*/asterisk/modules"), usr / "lib" / "asterisk" / "modules"):

@@ -1,0 +1,140 @@
+"""`callrouter run`: the composition root of the daemon. The only module that knows every part.
+
+Registering the ARI application *is* taking calls, and it waits for nothing but the configuration and the prompts: database,
+AMI and metrics come up beside it and catch up. Any of them may be away for hours; callers do not notice.
+
+    ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
+    ami ──▶ gauges                 hep ──▶ refusals
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import structlog
+from aiohttp import web
+
+from callrouter import log as logging
+from callrouter.asterisk.ami import Ami
+from callrouter.asterisk.ari import ApplicationReplaced, Ari
+from callrouter.asterisk.conf import secret
+from callrouter.asterisk.hep import HepListener
+from callrouter.config import Settings
+from callrouter.health import Component
+from callrouter.profile import Profile
+from callrouter.service.disk import Disk
+from callrouter.service.gauges import Gauges
+from callrouter.service.intake import Intake, flow
+from callrouter.service.ledger import NODE, Ledger
+from callrouter.service.refusals import Refusals
+from callrouter.service.setup import city
+from callrouter.service.upkeep import Upkeep
+from callrouter.store import schema
+from callrouter.web.health import add_health
+
+log = structlog.get_logger(__name__)
+EX_CONFIG = 78  # sysexits.h: supervisors do not restart it
+
+
+class Daemon:
+    """Everything of one daemon, built in one screen; `run` until SIGTERM."""
+
+    def __init__(self, settings: Settings, profile: Profile) -> None:
+        state, ports = settings.state, settings.ports(profile)
+        self.database = schema.engine(settings.database_url)
+        self.gauges = Gauges()
+        self.ledger = Ledger(self.database, state / "journal" / "cel.csv", city(profile), secret(state, "test_call"))
+        self.intake = Intake(flow(profile), state / "prompts", self.gauges.routed)
+        self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self.intake.serve, self._arrived)
+        self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self.gauges.event, self._resync)
+        self.refusals = Refusals(self.database)
+        self.hep = HepListener("127.0.0.1", ports.hep, ports.sip, self.refusals.count)
+        self.upkeep = Upkeep(self.database, state, NODE)
+        self.disk = Disk(state)
+        self.port = ports.daemon
+
+    async def run(self) -> None:
+        self.gauges.watch(self.ari, self.ledger, self.refusals)
+        runner = web.AppRunner(self._http(), access_log=None)
+        await runner.setup()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.ari.run())  # first: from here on calls are ours
+                for part in (self.ledger, self.ami, self.hep, self.refusals, self.upkeep, self.disk):
+                    group.create_task(part.run())
+                await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        finally:
+            await runner.cleanup()
+            await self.database.dispose()
+
+    async def components(self) -> Mapping[str, Component]:
+        ari, ami = self.ari.status(), self.ami.status()
+        up = ari.ok or ami.ok
+        asterisk = Component(up, "answers" if up else "neither ARI nor AMI answers", max(ari.since, ami.since))
+        return {
+            "asterisk": asterisk,
+            "ari": ari,
+            "ami": ami,
+            "database": self.upkeep.database_status(),
+            "journal": self.ledger.status(),
+            "disk": self.disk.status(),
+            "recordings": self.upkeep.status(),
+        }
+
+    def _http(self) -> web.Application:
+        app = web.Application()
+        add_health(app, self.components, self.gauges.registry)
+        return app
+
+    def _arrived(self, channel_id: str, created: str) -> None:
+        self.ledger.arrived(channel_id)
+
+    async def _resync(self) -> None:
+        self.gauges.members(await self.ami.list({"Action": "QueueStatus"}))
+
+
+def main(settings: Settings, profile: Profile) -> int:
+    """Run until told to stop. Returns the exit code; EX_CONFIG where a restart would not help."""
+    logging.configure()
+    lock = _only_one(settings.state)
+    if lock is None:
+        log.error("another daemon of this stack runs already; stop it first (make down)")
+        return EX_CONFIG
+    code = 0
+    try:
+        asyncio.run(_until_stopped(Daemon(settings, profile)))
+    except* ApplicationReplaced as errors:
+        log.error("ended", reason=str(errors.exceptions[0]))
+        code = EX_CONFIG
+    except* Exception:
+        log.exception("daemon failed; its supervisor starts it again, callers go on in the dialplan")
+        code = 1
+    return code
+
+
+async def _until_stopped(daemon: Daemon) -> None:
+    task = asyncio.create_task(daemon.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("stopped")
+
+
+def _only_one(state: Path) -> IO[str] | None:
+    """The lock of this state directory, held while the file is open; None when another process holds it."""
+    path = state / "run" / "daemon.lock"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    os.set_inheritable(file.fileno(), False)
+    return file

@@ -1,0 +1,47 @@
+"""The state directory's disk: told early, and a reserve that keeps the journal going when it is full.
+
+A file of 64 MB is kept aside. When less than that is left, it is given back, so that the journal can still record some
+100,000 calls while people make room; once there is room, it is made anew.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import structlog
+
+from callrouter.health import Component, Health
+
+log = structlog.get_logger(__name__)
+
+RESERVE = 64 << 20
+LOW = 512 << 20
+_LOOK_S = 1.0
+
+
+class Disk:
+    def __init__(self, state: Path) -> None:
+        self._state, self._reserve = state, state / "journal.reserve"
+        self._health = Health()
+
+    def status(self) -> Component:
+        return self._health.status()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                self._look(shutil.disk_usage(self._state).free)
+            except OSError as error:
+                self._health.set(False, f"{self._state}: {error.strerror}")
+            await asyncio.sleep(_LOOK_S)
+
+    def _look(self, free: int) -> None:
+        if free < RESERVE and self._reserve.exists():
+            log.error("disk full: the journal's reserve is given back; make room", free_mb=free >> 20)
+            self._reserve.unlink()
+        elif free > LOW + RESERVE and not self._reserve.exists():
+            with contextlib.suppress(OSError), self._reserve.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE)
+        self._health.set(free >= LOW, f"{free >> 20} MB free" + ("" if free >= LOW else ": make room"))

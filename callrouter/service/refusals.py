@@ -1,0 +1,48 @@
+"""Refused INVITEs, counted by day, source and SIP code: in memory at once, in the database within seconds."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, date, datetime
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.store.schema import refusal, upsert, writing
+
+log = structlog.get_logger(__name__)
+_EVERY_S = 2.0
+_KEYS_MAX = 1000  # a flood from forged addresses is one line, not a full table
+
+
+class Refusals:
+    def __init__(self, database: AsyncEngine) -> None:
+        self._database = database
+        self._new: Counter[tuple[date, str, int]] = Counter()
+        self.by_code: Counter[int] = Counter()
+
+    def count(self, source: str, code: int) -> None:
+        self.by_code[code] += 1
+        day = datetime.now(UTC).date()
+        key = (day, source, code)
+        self._new[key if key in self._new or len(self._new) < _KEYS_MAX else (day, "others", code)] += 1
+        log.info("INVITE refused", source=source, code=code)
+
+    async def run(self) -> None:
+        """Write what is new until cancelled; while the database is away, keep it."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            if not self._new:
+                continue
+            rows = [{"day": day, "source": source, "code": code, "count": n} for (day, source, code), n in self._new.items()]
+            try:
+                async with writing(self._database) as connection:
+                    for row in rows:
+                        await upsert(connection, refusal, [row], {"count": refusal.c.count + row["count"]})
+            except (SQLAlchemyError, OSError, TimeoutError):
+                continue
+            for row in rows:
+                key = (row["day"], row["source"], row["code"])
+                self._new[key] -= row["count"]
+                if not self._new[key]:
+                    del self._new[key]
