@@ -35,7 +35,7 @@ class Gauges:
         )
         self._members: dict[tuple[str, str], str] = {}
         self._parts: tuple[Ari, Ledger, Refusals] | None = None
-        self.registry.register(self)  # type: ignore[arg-type]  # any object with collect()
+        self.registry.register(self)
 
     def watch(self, ari: Ari, ledger: Ledger, refusals: Refusals) -> None:
         self._parts = (ari, ledger, refusals)

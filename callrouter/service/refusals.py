@@ -34,15 +34,12 @@ class Refusals:
             await asyncio.sleep(_EVERY_S)
             if not self._new:
                 continue
-            rows = [{"day": day, "source": source, "code": code, "count": n} for (day, source, code), n in self._new.items()]
+            taken = dict(self._new)
             try:
                 async with writing(self._database) as connection:
-                    for row in rows:
-                        await upsert(connection, refusal, [row], {"count": refusal.c.count + row["count"]})
+                    for (day, source, code), count in taken.items():
+                        row = {"day": day, "source": source, "code": code, "count": count}
+                        await upsert(connection, refusal, [row], {"count": refusal.c.count + count})
             except (SQLAlchemyError, OSError, TimeoutError):
                 continue
-            for row in rows:
-                key = (row["day"], row["source"], row["code"])
-                self._new[key] -= row["count"]
-                if not self._new[key]:
-                    del self._new[key]
+            self._new -= Counter(taken)  # drops what has come to zero

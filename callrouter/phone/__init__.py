@@ -1,0 +1,8 @@
+"""A small SIP phone over UDP: it calls 112 for `callrouter call test`, and is caller and operator in the tests.
+
+It speaks A-law only, answers what Asterisk asks (OPTIONS, NOTIFY, re-INVITE), and keeps what it heard with the times.
+"""
+
+from callrouter.phone.phone import Dialog, Phone
+
+__all__ = ["Dialog", "Phone"]
