@@ -168,7 +168,7 @@ class Stack:
 
     def _write_supervisor_conf(self) -> None:
         state, run = self.settings.state, self._run
-        start = f"{sys.executable} {ROOT / 'tools' / 'start.py'}"
+        start = f"{sys.executable} -m tools.start"
         asterisk = f"{self.settings.asterisk_binary} -C {state / 'etc' / 'asterisk.conf'} -f -n"
         own = Path(sys.executable).parent / "callrouter"
         text = f"""; Written by tools/stack.py.

@@ -1,0 +1,52 @@
+# callrouter: everything starts here. `make` alone lists the targets; each sets up what it needs.
+PYTHON ?= python3
+DRAIN ?= 10
+VENV := .venv/.complete
+PREFIX := .runtime/asterisk/.complete
+PROMPTS := .runtime/prompts/.complete
+ifdef ASTERISK
+export ASTERISK
+endif
+
+.PHONY: help demo up down status test lint docs setup
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup  ## the main job, live: callers ring 112, operators answer, tickets are checked (KEEP=1 leaves it running)
+	@.venv/bin/python -m tools.demo
+
+up: setup  ## start the stack in the background; returns when it is ready
+	@.venv/bin/python -m tools.stack up
+
+down: $(VENV)  ## let calls end for DRAIN=10 seconds, then stop the stack
+	@.venv/bin/python -m tools.stack down --drain $(DRAIN)
+
+status: $(VENV)  ## what runs, since when, and whether it is ready
+	@.venv/bin/python -m tools.stack status
+
+test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp
+	@.venv/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)  ## ruff (format and lint), mypy --strict
+	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q . && .venv/bin/mypy
+
+docs: $(VENV)  ## write the generated pages of docs/ anew
+	@.venv/bin/python -m tools.docs
+
+setup: $(VENV) $(PREFIX) $(PROMPTS)
+
+$(VENV): requirements.lock pyproject.toml
+	@echo "set-up: Python packages (about a minute, once)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "set-up: Python 3.11 or newer is needed (this is $$($(PYTHON) -V))" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "set-up: the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@.venv/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(PREFIX): tools/asterisk_prefix.sh tools/debian-packages.lock
+	@bash tools/asterisk_prefix.sh .runtime/asterisk && touch $@
+
+$(PROMPTS): $(VENV) $(PREFIX) profiles/ambon.toml profiles/kecil.toml callrouter/asterisk/prompts.py
+	@.venv/bin/python -m tools.prompts && touch $@
