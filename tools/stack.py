@@ -1,6 +1,6 @@
 """The one way to start and stop a stack (Asterisk, daemon, web): `make up`, `down`, `status`, the demo and the tests.
 
-Programs run under supervisor (PyPI), each through `tools/start.py`, which writes its pid file and then becomes the program.
+Programs run under supervisor (PyPI), each through `tools.start`, which writes its pid file and then becomes the program.
 A stack is known by its state directory; two with different CALLROUTER_STATE and CALLROUTER_PORT_OFFSET run side by side.
 """
 
@@ -66,8 +66,18 @@ class Stack:
             if self._callrouter("render") != 0:
                 raise StackError("the configuration cannot be written (see above)")
             self._write_supervisor_conf()
-            subprocess.run(self._tool("supervisord"), env=self._environment, check=True, stdin=subprocess.DEVNULL)
-        self._wait_ready()
+            with (self.settings.state / "log" / "supervisord.out").open("ab") as out:
+                supervisor = subprocess.Popen(
+                    self._tool("supervisord"),
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            self._wait_ready(supervisor)
+        else:
+            self._wait_ready(None)
 
     def down(self, drain_s: float) -> None:
         """Let the calls end for `drain_s` seconds, then stop everything. Nothing runs: nothing to do."""
@@ -111,14 +121,14 @@ class Stack:
                     return dict(json.load(error))
         return {"status": "down", "components": {}}
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, supervisor: "subprocess.Popen[bytes] | None") -> None:
         deadline = time.monotonic() + _READY_S
         state: dict[str, object] = {}
         while time.monotonic() < deadline:
             state = self.ready()
             if state["status"] == "ready" and all(program.pid for program in self.programs()):
                 return
-            if self._supervisor() is None:
+            if supervisor is not None and supervisor.poll() is not None:
                 break
             time.sleep(0.05)
         raise StackError(f"not ready after {_READY_S:.0f} s: {_what_is_wrong(state)}\n{self._last_log_lines()}")
@@ -177,7 +187,7 @@ pidfile = {run}/supervisord.pid
 logfile = {state}/log/supervisord.log
 logfile_maxbytes = 5MB
 loglevel = info
-nodaemon = false
+nodaemon = true
 umask = 077
 
 [unix_http_server]
@@ -196,6 +206,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
             text += f"""
 [program:{name}]
 command = {start} {name} {command}
+directory = {ROOT}
 priority = {priority}
 autorestart = unexpected
 exitcodes = 78
