@@ -19,12 +19,16 @@ from callrouter.domain.call import Event
 POLL_S = 0.1
 RECORD_MAX = 1 << 20  # bytes; Asterisk's own limit for a SIP message is 64 KiB
 _CHUNK = 1 << 18
-_HEAD_KEPT = 256  # longer than any beginning of a record that `_START` matches
+_HEAD = 8192  # enough of a file to know it by
+_START_MAX = 512  # bytes that `_START` matches at most
 _FIELDS = len(Event._fields)
 _FIELD = r'"([^"]*+(?:""[^"]*+)*+)"'
 _RECORD = re.compile(",".join([_FIELD] * _FIELDS))
-# Quotes inside fields are doubled, so nothing that a caller sends can look like this.
-_START = re.compile(rb'"[A-Z_]{1,64}","(\d{1,12}\.\d{1,9})",')
+# Kind, time, uniqueid, linkedid. Quotes inside fields are doubled and no two neighbours among the fields that a caller
+# fills are followed by one that looks like a linkedid: nothing a caller sends can look like this.
+_START = re.compile(
+    rb'"[A-Z_]{1,64}","(\d{1,12}\.\d{1,9})","(?:[\w.:@-]{0,150}\d\.\d{1,12}","[\w.:@-]{0,150}\d\.\d{1,12}|boot-[\d.]{1,30}",")"'
+)
 _KIND = re.compile(r"[A-Z_]{1,64}")
 _TIME = re.compile(r"\d{1,12}\.\d{1,9}", re.ASCII)
 _ID = re.compile(r"[\w.:@-]{1,150}", re.ASCII)
@@ -142,7 +146,11 @@ class Journal:
             end = start
             for offset, record in _split(data, start):
                 end = offset + len(record)
-                _take(record, offset, events, bad)
+                event = _event(record)
+                if event is not None:
+                    events.append(event)
+                else:
+                    bad.append(Bad(offset, "not a whole record", record))
                 if len(events) + len(bad) >= limit:
                     break
             if end > start:
@@ -154,55 +162,45 @@ class Journal:
 
 def _identity(file: BinaryIO) -> str | None:
     """The file's name in our books; None while its first record is not complete."""
-    for size in (8192, 2 * RECORD_MAX):
-        file.seek(0)
-        for _, record in _split(file.read(size), 0):
-            return hashlib.sha256(record).hexdigest()[:32]
-    return None
+    file.seek(0)
+    head = file.read(_HEAD)
+    first = next((record for _, record in _split(head, 0)), head if len(head) == _HEAD else None)
+    return None if first is None else hashlib.sha256(first).hexdigest()[:32]
 
 
 def _split(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of each complete record or piece of garbage in `data`, line end included. The rest is waited for."""
-    begin = position = 0
-    open_quote = False
-    while True:
-        if position - begin > RECORD_MAX:
-            yield offset + begin, data[begin:position]
-            begin, open_quote = position, False
-        line_end = data.find(b"\n", position) + 1
-        if not line_end:
-            break
-        within = open_quote
-        open_quote ^= bool(data.count(b'"', position, line_end) & 1)
-        if within or open_quote:  # perhaps torn by a crash: then the next record begins before its quotes balance
-            starts = [match.start() for match in _START.finditer(data, max(position, begin + 1), line_end)]
-            if starts:
-                yield offset + begin, data[begin : starts[-1]]
-                begin = starts[-1]
-                open_quote = bool(data.count(b'"', begin, line_end) & 1)
-        position = line_end
-        if not open_quote:
-            yield offset + begin, data[begin:position]
-            begin = position
-    if len(data) - position > RECORD_MAX:  # no line end for so long: garbage, up to where a record may begin
-        starts = [match.start() for match in _START.finditer(data, begin + 1)]
-        cut = starts[-1] if starts else len(data) - _HEAD_KEPT
-        yield offset + begin, data[begin:cut]
-
-
-def _take(record: bytes, offset: int, events: list[Event], bad: list[Bad]) -> None:
-    event = _event(record)
-    if event is not None:
-        events.append(event)
-        return
-    # A record glued to one that was torn by a crash is saved; what stands before it is set aside.
-    for match in _START.finditer(record, 1):
-        event = _event(record[match.start() :])
-        if event is not None:
-            bad.append(Bad(offset, "torn: another record begins inside it", record[: match.start()]))
-            events.append(event)
+    """(offset, bytes) of each complete record, and of what stands between two. What is not complete is waited for."""
+    begin = 0
+    while begin < len(data):
+        end = _record_end(data, begin) if _START.match(data, begin) else _garbage_end(data, begin)
+        if end is None:
             return
-    bad.append(Bad(offset, "not a record", record))
+        yield offset + begin, data[begin:end]
+        begin = end
+
+
+def _record_end(data: bytes, begin: int) -> int | None:
+    """Where its quotes balance at the end of a line; or, torn by a crash, where the next record begins before that."""
+    position, open_quote = begin, False
+    while line_end := data.find(b"\n", position) + 1:
+        following = _START.search(data, max(position, begin + 1), line_end)
+        if following is not None:
+            return following.start()
+        open_quote ^= bool(data.count(b'"', position, line_end) & 1)
+        if not open_quote:
+            return line_end
+        position = line_end
+        if position - begin > RECORD_MAX:
+            return position
+    return len(data) if len(data) - begin > RECORD_MAX else None
+
+
+def _garbage_end(data: bytes, begin: int) -> int | None:
+    following = _START.search(data, begin)
+    if following is not None:
+        return following.start()
+    # Perhaps it is the first half of a record's beginning.
+    return len(data) - _START_MAX if len(data) - begin > RECORD_MAX else None
 
 
 def _event(record: bytes) -> Event | None:
