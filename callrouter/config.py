@@ -39,11 +39,13 @@ class Ports:
 class Settings(BaseSettings):
     """Where this stack keeps its state, which city it serves and which ports it takes."""
 
-    model_config = SettingsConfigDict(env_prefix="CALLROUTER_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CALLROUTER_", env_ignore_empty=True, frozen=True, extra="ignore", populate_by_name=True
+    )
 
     profile: Path = Field(ROOT / "profiles" / "ambon.toml", description="The city's profile.")
     state: Path = Field(ROOT / "var", description="Directory of everything written at run time.")
-    port_offset: int = Field(0, ge=0, le=40000, description="Added to every port: several stacks run side by side.")
+    port_offset: int = Field(0, ge=0, le=40000, description="Added to every port (0 to 40000): several stacks run side by side.")
     database: str | None = Field(
         None,
         validation_alias="CALLROUTER_DATABASE_URL",
@@ -55,15 +57,10 @@ class Settings(BaseSettings):
         description="An installed Asterisk (22.10 or newer) instead of the private one.",
     )
 
-    @field_validator("state", "profile")
+    @field_validator("state", "profile", "asterisk")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path if path.is_absolute() else Path.cwd() / path
-
-    @field_validator("asterisk", "database", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return value or None
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and Path.cwd() / path
 
     @field_validator("database")
     @classmethod
@@ -107,4 +104,7 @@ def settings() -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"CALLROUTER_{name.upper()}"
-        raise SettingsError(f"{variable}: {first['msg']} (it is {first['input']!r})") from None
+        wrong = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        # Not the database's value: a password may stand in it, and this sentence in a log.
+        given = "" if "DATABASE" in variable else f" (it is {first['input']!r})"
+        raise SettingsError(f"{variable} {wrong}{given}") from None
