@@ -106,7 +106,9 @@ ClassCode = Annotated[
         )
     ),
 ]
-E164 = Annotated[str, AfterValidator(Form(r"(\+[1-9]\d{6,14})?", "an international number, e.g. +62211234567, or nothing"))]
+E164 = Annotated[
+    str, AfterValidator(Form(r"(\+[1-9]\d{6,14})?", "a number with + and its country code (7 to 15 digits), or nothing"))
+]
 Clock = Annotated[str, AfterValidator(Form(r"([01]\d|2[0-3]):[0-5]\d", "a time of day from 00:00 to 23:59"))]
 Names = dict[Language, Text]
 
