@@ -121,6 +121,7 @@ def _without(value: Any, where: Where) -> Any:
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a table",
+    "finite_number": "a number",
     "float_type": "a number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",

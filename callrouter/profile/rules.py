@@ -7,7 +7,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from callrouter.profile.model import PROMPTS, Profile, Queue
+from callrouter.profile.model import PROMPTS, Profile
 from callrouter.profile.toml_lines import Where
 
 Trouble = tuple[Where, str, str]
@@ -19,7 +19,7 @@ _DAY = 24 * 60
 def contradictions(profile: Profile) -> Iterator[Trouble]:
     yield from _doubles(profile)
     yield from _references(profile)
-    yield from _overflow(profile, {queue.code: queue for queue in profile.queues})
+    yield from _overflow(profile)
     yield from _languages(profile)
     yield from _times(profile)
     yield from _places(profile)
@@ -119,49 +119,48 @@ def _known(where: Where, kind: str, code: str, codes: Collection[str]) -> Iterat
         yield where, f"there is no {kind} {code}", remedy
 
 
-def _overflow(profile: Profile, queues: Mapping[str, Queue]) -> Iterator[Trouble]:
+def _overflow(profile: Profile) -> Iterator[Trouble]:
+    codes, last = [queue.code for queue in profile.queues], profile.waiting_queue
+    if last not in codes:  # told elsewhere; every queue would seem to lead nowhere
+        return
+    onward = {queue.code: queue.overflow_to for queue in profile.queues if queue.overflow_to and queue.code != last}
     in_circles: set[str] = set()
     for i, queue in enumerate(profile.queues):
         at: Where = ("queues", i)
-        if queue.code == profile.waiting_queue:
+        if queue.code == last:
             for field in ("overflow_to", "overflow_after_s"):
                 if getattr(queue, field) is not None:
-                    yield (*at, field), f"{queue.code} is the waiting queue: callers stay in it for ever", f"take {field} out"
+                    yield (*at, field), f"{last} is the waiting queue: callers stay in it for ever", f"take {field} out"
             continue
         for field in ("overflow_to", "overflow_after_s"):
             if getattr(queue, field) is None:
                 yield at, f"the queue {queue.code} keeps its callers: {field} is missing", f"add {field}"
         if queue.overflow_to is not None:
-            yield from _known((*at, "overflow_to"), "queue", queue.overflow_to, list(queues))
+            yield from _known((*at, "overflow_to"), "queue", queue.overflow_to, codes)
         if queue.overflow_after_s is not None and queue.overflow_after_s < queue.ring_s:
             yield (
                 (*at, "overflow_after_s"),
                 f"{queue.code} gives a call up after {queue.overflow_after_s} s, before one operator was rung for {queue.ring_s} s",
                 f"write {queue.ring_s} or more, or make ring_s shorter",
             )
-        circle = _path(queue.code, queues)
-        if circle[-1] == queue.code and len(circle) > 1 and queue.code not in in_circles:  # each circle once
-            in_circles.update(circle)
-            shown, end = " → ".join(circle), profile.waiting_queue
-            yield (*at, "overflow_to"), f"calls go round in a circle: {shown}", f"let one of them overflow to {end}"
-    starts = {one.queue for one in profile.classes} | {profile.waiting_queue}
-    reached = {code for start in starts for code in _path(start, queues)}
+        path = _path(queue.code, onward)
+        if len(path) > 1 and path[-1] == queue.code and queue.code not in in_circles:  # each circle once
+            in_circles.update(path)
+            message = f"calls go round in a circle: {' → '.join(path)}"
+            yield (*at, "overflow_to"), message, f"let one of them overflow to {last}"
+    starts = {one.queue for one in profile.classes} | {last}
+    reached = {code for start in starts for code in _path(start, onward)}
     for i, queue in enumerate(profile.queues):
         if queue.code not in reached:
-            yield (
-                ("queues", i),
-                f"no call ever comes to the queue {queue.code}",
-                "let a class or an overflow lead to it, or take it out",
-            )
+            remedy = "let a class or an overflow lead to it, or take it out"
+            yield ("queues", i), f"no call ever comes to the queue {queue.code}", remedy
 
 
-def _path(start: str, queues: Mapping[str, Queue]) -> list[str]:
+def _path(start: str, onward: Mapping[str, str]) -> list[str]:
     """The queues through which a call goes, up to the first that it meets a second time."""
     path = [start]
-    while (queue := queues.get(path[-1])) is not None and queue.overflow_to is not None:
-        path.append(queue.overflow_to)
-        if queue.overflow_to in path[:-1]:
-            break
+    while path[-1] in onward and path[-1] not in path[:-1]:
+        path.append(onward[path[-1]])
     return path
 
 
