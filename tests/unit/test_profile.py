@@ -140,6 +140,16 @@ def test_the_towns_profile_is_valid(path: Path) -> None:
     assert load_profile(path).waiting_queue == "desk"
 
 
+SERVICE = '[[services]]\ncode = "hearse"\nnames = { en = "Hearse", id = "Mobil jenazah" }\nmode = "referred"\n'
+NEIGHBOUR = '[[neighbours]]\ncode = "99.02"\nname = "North"\nside = "north"\nhas_112 = false\n'
+DISTRICT = """
+bps_code = "9901011"
+name = "New Town"
+centre = [-5.1, 119.4]
+box = [-5.2, -5.0, 119.3, 119.5]
+villages = [{ code = "1001", name = "Hill", kind = "kelurahan", centre = [-5.11, 119.4] }]
+"""
+
 # What is replaced by what; a text in the line that is blamed; parts of the message and of the remedy.
 REFUSALS: dict[str, tuple[str, str, str, str, str]] = {
     # Keys and forms
@@ -193,6 +203,11 @@ REFUSALS: dict[str, tuple[str, str, str, str, str]] = {
     "class twice": ('code = "police"\nkey', 'code = "ambulance"\nkey', 'code = "ambulance"\nkey = "6"', "code ambulance", "another"),
     "queue twice": ('[[trunks]]\nname = "c', '[[queues]]\ncode = "desk" # 2\nnames = { en = "D", id = "M" }\n[[trunks]]\nname = "c', "# 2", "code desk", "another"),
     "agency twice": ("[[shifts]]\nname = \"D", '[[agencies]]\ncode = "clinic" # 2\nnames = { en = "C", id = "K" }\n[[shifts]]\nname = "D', "# 2", "code clinic", "another"),
+    "sub-type twice": ('"general"', '"general", names = { en = "G", id = "U" } },\n    { code = "general"', '{ code = "general", names = { en = "General"', "code general", "another"),
+    "service twice": ("[[districts]]", SERVICE + SERVICE.replace("Hearse", "Van") + "[[districts]]", 'code = "hearse"\nnames = { en = "Van"', "code hearse", "another"),
+    "district twice": ("[[districts]]", '[[districts]]\ncode = "99.01.01"' + DISTRICT + "[[districts]]", 'code = "99.01.01"\nbps_code = "9901010"', "code 99.01.01", "another"),
+    "BPS code twice": ("[[districts]]", '[[districts]]\ncode = "99.01.02"' + DISTRICT.replace("11", "10") + "[[districts]]", 'bps_code = "9901010"\nname = "Old', "bps_code 9901010", "another"),
+    "neighbour twice": ("[[districts]]", NEIGHBOUR + NEIGHBOUR.replace("North", "South") + "[[districts]]", 'code = "99.02"\nname = "South"', "code 99.02", "another"),
     "trunk twice": ('name = "other"', 'name = "carrier"', 'name = "carrier"\nmatch = [\n', "name carrier", "another"),
     "shift twice": ('name = "Night"', 'name = "Day"', 'name = "Day"\nstart = "20:00"', "name Day", "another"),
     "village twice": ('code = "1002"', 'code = "1001"', "Market", "code 1001", "another"),
@@ -212,6 +227,7 @@ REFUSALS: dict[str, tuple[str, str, str, str, str]] = {
     "prompts missing": (CITY[CITY.index("[prompts.id]") : CITY.index("[[classes]]")], "", "[prompts.en]", "no prompts in id", "add [prompts.id] with greeting"),
     "prompts too many": ("[[classes]]\ncode = \"a", "[prompts.nl]\n[[classes]]\ncode = \"a", "[prompts.nl]", "does not speak nl", "add it to city.languages"),
     "prompt unknown": ('menu = "Tekan 5."\nw', 'menu = "Tekan 5."\nbye = "Ya."\nw', "bye", "there is no prompt bye", "greeting, menu"),
+    "class without a name": ('{ en = "Ambulance", id', "{ id", '{ id = "Ambulans"', "classes.1.names lacks a name in en", 'add en = "…"'),
     "name missing": ('en = "General", ', "", "general", "subtypes.1.names lacks a name in en", 'add en = "…"'),
     "name in no language": ('id = "Meja"', 'id = "Meja", nl = "Tafel"', "Tafel", "does not speak nl", "city.languages"),
     # Times
