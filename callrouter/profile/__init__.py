@@ -149,7 +149,8 @@ def _refusal(error: Mapping[str, Any]) -> Trouble:
         return where, f"{name}: unknown key", _instead(str(where[-1]), sorted(model.model_fields))
     if error["type"] == "missing":
         return where, f"{name} is missing", f"add it{meaning}"
-    expected = _EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    known = _EXPECTED.get(error["type"])
+    expected = known.format(**error.get("ctx", {})) if known is not None else error["msg"]
     given = repr(error["input"])
     shown = given if len(given) <= _SHOWN_MAX else f"{given[:_SHOWN_MAX]}…"
     return where, f"{name} cannot be {shown}", f"write {expected}{meaning}"
