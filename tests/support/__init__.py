@@ -1,0 +1,19 @@
+"""What the tests of several directories share."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
+    """The condition's value as soon as it is true; fails with `what` when it does not become so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        await asyncio.sleep(0.02)
