@@ -3,20 +3,23 @@
 Exit codes: 0 done, 1 found a problem, 2 wrong usage. An error is one sentence that says what to do, never a traceback.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from callrouter.commands import fail, use
+from callrouter.commands import Json, print_json, use
 from callrouter.commands.journal import journal
 from callrouter.commands.people import operator, token
 from callrouter.commands.ticket import ticket
 from callrouter.config import SettingsError, settings
-from callrouter.profile import ProfileError, findings_json, go_live, load_profile
+from callrouter.profile import Finding, ProfileError, findings_json, go_live, load_profile
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The city's 112.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="The city's 112."
+)
 call = typer.Typer(no_args_is_help=True, help="Calls.")
 for name, group in (("operator", operator), ("token", token), ("ticket", ticket), ("journal", journal), ("call", call)):
     app.add_typer(group, name=name)
@@ -44,31 +47,39 @@ def check(
     live: Annotated[
         bool, typer.Option("--go-live", help="Fail while anything is missing before the number may point here.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Is the profile valid, and what is missing for go-live?"""
-    import json
-
-    from callrouter.asterisk import conf
-
+    """Is the profile valid, and what is missing for go-live? An Asterisk named by ASTERISK is checked too."""
     path = profile or settings().profile
-    findings, valid = [], True
+    missing: list[Finding] = []
+    wrong: list[Finding] = []
     try:
-        findings = go_live(path, load_profile(path))
-        if settings().asterisk:
-            conf.refuse_unfit(settings().asterisk_binary)
+        missing = go_live(path, load_profile(path))
     except ProfileError as error:
-        findings, valid = list(error.findings), False
-    except conf.ConfigurationError as error:
-        fail(str(error))
-    ok = valid and not (live and findings)
+        wrong += error.findings
+    wrong += _unfit_asterisk()
+    ok = not wrong and not (live and missing)
     if as_json:
-        print(json.dumps({"ok": ok, "findings": findings_json(findings)}, indent=2, ensure_ascii=False))
+        print_json({"ok": ok, "findings": findings_json([*wrong, *missing])})
     else:
-        print(f"{path}: {'valid' if valid else 'not valid'}" + ("; missing for go-live:" if valid and findings else ""))
-        for finding in findings:
+        print(f"{path}: {'not valid' if wrong else 'valid'}" + ("; missing for go-live:" if missing and not wrong else ""))
+        for finding in (*wrong, *missing):
             print(f"{finding.file}:{finding.line}: {finding.message}; {finding.remedy}")
     raise typer.Exit(0 if ok else 1)
+
+
+def _unfit_asterisk() -> list[Finding]:
+    """What is wrong with the Asterisk that ASTERISK names; the private one is right by its set-up."""
+    if (binary := settings().asterisk) is None:
+        return []
+    from callrouter.asterisk import conf
+
+    try:
+        conf.refuse_unfit(binary)
+    except conf.ConfigurationError as error:
+        message, _, remedy = str(error).rpartition(": ")
+        return [Finding(str(binary), 1, message, remedy)]
+    return []
 
 
 @app.command()
@@ -76,8 +87,7 @@ def render() -> None:
     """Write Asterisk's configuration and the prompts for this city and this machine."""
     from callrouter.service import setup
 
-    here, profile = use()
-    setup.render(here, profile)
+    setup.render(*use())
 
 
 @app.command()
@@ -85,13 +95,13 @@ def migrate() -> None:
     """Bring the database to this version's schema."""
     from callrouter.store import schema
 
-    schema.migrate(use()[0].database_url)
+    schema.migrate(settings().database_url)
 
 
 @call.command("test")
 def call_test(
     key: Annotated[str, typer.Option(help="The key to press after the menu has started.")] = "",
-    hold: Annotated[float, typer.Option(help="Seconds to stay after an operator answered.")] = 2.0,
+    hold: Annotated[float, typer.Option(help="Seconds to stay after the prompt was heard.")] = 2.0,
 ) -> None:
     """Place a real call to 112 over the local trunk, marked as a test, and tell what was heard."""
     from callrouter.commands.testcall import place
@@ -100,21 +110,36 @@ def call_test(
 
 
 def main() -> None:
-    from sqlalchemy.exc import SQLAlchemyError
+    try:
+        app()
+    except BrokenPipeError:  # `callrouter ticket export | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            raise
+        print(f"callrouter: {told}", file=sys.stderr)
+        sys.exit(1)
 
+
+def _told(error: Exception) -> str | None:
+    """What to say of an error that people can do something about; None for a fault of ours."""
     from callrouter.asterisk.conf import ConfigurationError
     from callrouter.asterisk.prompts import PromptError
 
-    try:
-        app()
-    except (ConfigurationError, ProfileError, PromptError, SettingsError) as error:
-        sys.exit(_told(str(error)))
-    except (SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        remedy = "run `callrouter migrate`" if "no such table" in reason or "does not exist" in reason else "is the database up?"
-        sys.exit(_told(f"{reason}; {remedy}" if isinstance(error, SQLAlchemyError) else reason))
+    if isinstance(error, ConfigurationError | ProfileError | PromptError | SettingsError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
 
+    from callrouter.store.schema import AWAY, error_text
 
-def _told(message: str) -> int:
-    print(f"callrouter: {message}", file=sys.stderr)
-    return 1
+    if not isinstance(error, AWAY):
+        return None
+    reason = error_text(error)
+    if "address already in use" in reason:
+        return f"{reason}: stop what uses it, or set CALLROUTER_PORT_OFFSET to another number"
+    if "no such table" in reason or ("relation" in reason and "does not exist" in reason):
+        return "the database is not migrated: run `callrouter migrate`"
+    return f"the database does not answer ({reason}): is it up, and is CALLROUTER_DATABASE_URL right?"

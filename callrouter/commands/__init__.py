@@ -1,18 +1,27 @@
-"""The command line's commands, and the few things that they share."""
+"""The command line's commands, and the few things that they share.
 
-import asyncio
+Modules here import only what is quick; the database and Asterisk's side are imported by the command that needs them, so that
+`--help` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.config import Settings, settings
 from callrouter.profile import Profile, load_profile
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
 T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 
 def use() -> tuple[Settings, Profile]:
@@ -28,6 +37,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def with_database(work: Callable[[Settings, Profile, AsyncEngine], Awaitable[T]]) -> T:
     """Run `work` with the database open, and close it."""
+    import asyncio
+
     from callrouter.store import schema
 
     async def opened() -> T:
@@ -41,17 +52,19 @@ def with_database(work: Callable[[Settings, Profile, AsyncEngine], Awaitable[T]]
     return asyncio.run(opened())
 
 
-def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """A table for people, or JSON for programs."""
-    if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people. Whatever stands in a cell is text, never the terminal's or Rich's markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ("nothing",):
-        table.add_column(str(column))
+    for column in columns:
+        table.add_column(column)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
     Console().print(table)

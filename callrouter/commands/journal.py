@@ -1,58 +1,66 @@
 """`callrouter journal …`: how far the journal is in the database, and rebuilding every call from it."""
 
-from typing import Annotated
+from __future__ import annotations
 
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Any
+
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from callrouter.asterisk.cel import Journal
-from callrouter.asterisk.conf import secret
-from callrouter.commands import fail, show, with_database
-from callrouter.config import Settings
-from callrouter.profile import Profile
-from callrouter.service import ledger
-from callrouter.service.ledger import NODE, Replayed
-from callrouter.service.setup import city
-from callrouter.store import calls, schema
+from callrouter.commands import Json, fail, print_json, print_table, with_database
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from callrouter.config import Settings
+    from callrouter.profile import Profile
+    from callrouter.service.ledger import Replayed
 
 journal = typer.Typer(no_args_is_help=True, help="The journal that Asterisk writes, and what became of it.")
 
 
 @journal.command("status")
-def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def status(as_json: Json = False) -> None:
     """Bytes written and read, records set aside, refused INVITEs."""
+    from callrouter.asterisk.cel import Journal
+    from callrouter.service.ledger import NODE
+    from callrouter.store import calls, counts
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
+    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
         async with database.connect() as connection:
-            read = await calls.positions(connection, NODE)
-            bad = await connection.scalar(sa.select(sa.func.count()).select_from(schema.bad_record))
-            live = len(await calls.open_calls(connection, NODE))
-            refusal = schema.refusal.c
-            refused = await connection.execute(sa.select(refusal.code, sa.func.sum(refusal.count)).group_by(refusal.code))
-        written = Journal(here.state / "journal" / "cel.csv", {}).size()
-        rows: list[dict[str, object]] = [
-            {"what": "bytes written", "value": written},
-            {"what": "bytes read", "value": sum(read.values())},
-            {"what": "records set aside", "value": bad},
-            {"what": "calls in progress", "value": live},
-        ]
-        return rows + [{"what": f"INVITEs refused with {code}", "value": int(count)} for code, count in refused]
+            return {
+                "bytes_written": Journal(here.state / "journal" / "cel.csv", {}).size(),
+                "bytes_read": sum((await calls.positions(connection, NODE)).values()),
+                "records_set_aside": await counts.bad_records(connection),
+                "calls_in_progress": len(await calls.open_calls(connection, NODE)),
+                "refused_invites": {str(code): n for code, n in (await counts.refused_invites(connection)).items()},
+            }
 
-    show(with_database(work), "Journal", as_json)
+    found = with_database(work)
+    if as_json:
+        print_json(found)
+        return
+    refused = found.pop("refused_invites")
+    rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    print_table("Journal", ("what", "value"), rows + [(f"INVITEs refused with {code}", n) for code, n in sorted(refused.items())])
 
 
 @journal.command("replay")
 def replay() -> None:
     """Rebuild every call from the journal's files. Tickets keep their numbers and what people wrote."""
-    from rich.progress import Progress
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from callrouter.asterisk.conf import secret
+    from callrouter.service import ledger
+    from callrouter.service.setup import city
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> Replayed:
         path = here.state / "journal" / "cel.csv"
         if not path.exists():
-            fail(f"there is no journal at {path}")
-        with Progress() as bar:
-            task = bar.add_task("replaying", total=None)
+            fail(f"there is no journal at {path}: has this stack run, and is CALLROUTER_STATE right?")
+        shown = ("replaying", BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*shown, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None)
             return await ledger.replay(
                 database,
                 path,

@@ -1,22 +1,23 @@
 """`callrouter operator …` and `callrouter token …`."""
 
-import json
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from callrouter.asterisk import conf
-from callrouter.commands import fail, show, with_database
-from callrouter.config import Settings
-from callrouter.profile import Profile
-from callrouter.service.operators import ROLES, Credentials, Operators, UnknownQueue
-from callrouter.store import people
-from callrouter.store.people import NameTaken
+from callrouter.commands import Json, fail, print_json, print_table, with_database
+from callrouter.domain.role import ROLES
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from callrouter.config import Settings
+    from callrouter.profile import Profile
+    from callrouter.service.operators import Credentials
 
 operator = typer.Typer(no_args_is_help=True, help="Who takes calls.")
 token = typer.Typer(no_args_is_help=True, help="Tokens of the API.")
-Json = Annotated[bool, typer.Option("--json")]
 
 
 @operator.command("add")
@@ -26,9 +27,12 @@ def add(
     as_json: Json = False,
 ) -> None:
     """A new operator: prints the phone's and the console's sign-in, once. In force at once on a running stack."""
+    from callrouter.service.operators import BadName, Operators, UnknownQueue
+    from callrouter.store.people import NameTaken
+
     served = [_queue(part) for part in queues.split(",") if part.strip()]
     if not served:
-        fail("--queues names no queue", 2)
+        fail("--queues names no queue: write some, such as --queues medical,fire", 2)
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[Credentials, str]:
         made = await Operators(here, profile, database).add([name], served)
@@ -36,27 +40,25 @@ def add(
 
     try:
         made, domain = with_database(work)
-    except UnknownQueue as error:
+    except (BadName, UnknownQueue) as error:
         fail(str(error), 2)
     except NameTaken as error:
         fail(f"{error}: choose another name")
-    shown = {
-        "name": made.name,
-        "sip": {"user": made.user, "password": made.sip_password, "domain": domain},
-        "console": {"user": made.user, "password": made.console_password},
-    }
+    sip = {"user": made.user, "password": made.sip_password, "domain": domain}
+    console = {"user": made.user, "password": made.console_password}
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False))
+        print_json({"name": made.name, "sip": sip, "console": console})
         return
-    print(
-        f"{made.name}: SIP {made.user}@{domain} password {made.sip_password}; console {made.user} password {made.console_password}"
-    )
+    rows = [("SIP phone", *sip.values()), ("console", *console.values(), "")]
+    print_table(made.name, ("for", "user", "password", "server"), rows)
     print("The passwords are shown only now.")
 
 
 @operator.command("list")
-def listed(as_json: Json = False) -> None:
+def operators(as_json: Json = False) -> None:
     """The operators, and what Asterisk says of their phones."""
+    from callrouter.asterisk import conf
+    from callrouter.service.operators import Operators
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
         phones = conf.members(here)
@@ -64,29 +66,42 @@ def listed(as_json: Json = False) -> None:
             {
                 "name": one.name,
                 "user": one.sip_user,
-                "queues": ", ".join(f"{queue}:{penalty}" if penalty else queue for queue, penalty in one.queues),
-                "phone": "disabled" if one.disabled else phones.get(one.sip_user, "not running"),
+                "queues": [{"queue": queue, "penalty": penalty} for queue, penalty in one.queues],
+                "phone": "disabled" if one.disabled else phones.get(one.sip_user, "Asterisk does not run"),
             }
             for one in await Operators(here, profile, database).listed(also_disabled=True)
         ]
 
-    show(with_database(work), "Operators", as_json)
+    found = with_database(work)
+    if as_json:
+        print_json(found)
+        return
+
+    def served(queues: object) -> str:
+        assert isinstance(queues, list)
+        return ", ".join(f"{q['queue']}:{q['penalty']}" if q["penalty"] else q["queue"] for q in queues)
+
+    rows = [(one["name"], one["user"], served(one["queues"]), one["phone"]) for one in found]
+    print_table("Operators", ("name", "user", "queues", "phone"), rows)
 
 
 @operator.command("disable")
 def disable(name: str) -> None:
     """No more calls for this operator; the tickets keep the name."""
+    from callrouter.service.operators import Operators
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> bool:
         return await Operators(here, profile, database).disable(name)
 
     if not with_database(work):
-        fail(f"there is no operator {name} who could be disabled")
+        fail(f"there is no operator {name} who could be disabled: see `callrouter operator list`")
 
 
 @token.command("create")
 def create(role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")]) -> None:
     """A new token: printed alone, once."""
+    from callrouter.service.operators import Operators
+
     if role not in ROLES:
         fail(f"there is no role {role}; the roles are: {', '.join(ROLES)}", 2)
 
@@ -99,13 +114,18 @@ def create(role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")
 @token.command("list")
 def tokens(as_json: Json = False) -> None:
     """The tokens in force, without their values."""
+    from callrouter.store import people
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
         async with database.connect() as connection:
             found = await people.tokens(connection)
         return [{"id": number, "role": role, "created": made.isoformat()} for number, role, made in found]
 
-    show(with_database(work), "Tokens", as_json)
+    found = with_database(work)
+    if as_json:
+        print_json(found)
+    else:
+        print_table("Tokens", ("id", "role", "created"), [tuple(one.values()) for one in found])
 
 
 def _queue(text: str) -> tuple[str, int | None]:

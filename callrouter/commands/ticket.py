@@ -1,69 +1,96 @@
-"""`callrouter ticket …`: read and export tickets. `--json` prints the API's bodies."""
+"""`callrouter ticket …`: read and export tickets. `--json` prints the API's bodies; the options are the API's parameters."""
+
+from __future__ import annotations
 
 import csv
 import json
 import sys
-from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from callrouter.commands import fail, show, with_database
-from callrouter.config import Settings
-from callrouter.profile import Profile
-from callrouter.store import tickets
-from callrouter.store.tickets import BadCursor, Filters
-from callrouter.web.models import Outcome, State
+from callrouter.commands import Json, fail, print_json, print_table, with_database
+from callrouter.web.models import Outcome, State, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pydantic import BaseModel
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from callrouter.config import Settings
+    from callrouter.profile import Profile
 
 ticket = typer.Typer(no_args_is_help=True, help="Tickets.")
-Json = Annotated[bool, typer.Option("--json")]
 Class = Annotated[str | None, typer.Option("--class", help="A class of the profile, or unclassified.")]
-InState = Annotated[str | None, typer.Option("--state", help=", ".join(get_args(State)))]
-WithOutcome = Annotated[str | None, typer.Option("--outcome", help=", ".join(get_args(Outcome)))]
-From = Annotated[str | None, typer.Option("--from", help="RFC 3339, or a date of the city: opened at or after.")]
-To = Annotated[str | None, typer.Option("--to", help="The same: opened before.")]
+InState = Annotated[str | None, typer.Option("--state", help=f"One of {', '.join(get_args(State))}.")]
+WithOutcome = Annotated[str | None, typer.Option("--outcome", help=f"One of {', '.join(get_args(Outcome))}.")]
+From = Annotated[str | None, typer.Option("--from", help="RFC 3339, or a date of the city: opened then or later.")]
+To = Annotated[str | None, typer.Option("--to", help="RFC 3339, or a date of the city: opened before.")]
+District = Annotated[str | None, typer.Option("--district", help="A district's code, as in the profile.")]
 Text = Annotated[str | None, typer.Option("--q", help="Number, call id, or the beginning of a caller's number or name.")]
+_COLUMNS = {
+    "number": "number",
+    "class": "class",
+    "state": "state",
+    "outcome": "call.outcome",
+    "queue": "call.queue",
+    "operator": "call.operator",
+    "caller": "caller.number",
+    "recording": "recording.state",
+    "seconds": "recording.seconds",
+}
+_FORMULA = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 
 
 @ticket.command("list")
-def listed(
+def tickets(
     class_: Class = None,
     state: InState = None,
     outcome: WithOutcome = None,
     since: From = None,
     until: To = None,
+    district: District = None,
     q: Text = None,
     cursor: Annotated[str | None, typer.Option(help="`next` of the page before.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    limit: Annotated[str | None, typer.Option(help="Tickets a page, 1 to 500.")] = None,
     as_json: Json = False,
 ) -> None:
     """Tickets, newest first."""
-    page = _page(_wanted(class_, state, outcome, since, until, q), cursor, limit)
+    given = _given(class_, state, outcome, since, until, district, q) | _without_none({"cursor": cursor, "limit": limit})
+
+    async def first(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
+        async for page in _pages(given, profile, database):
+            return page
+        raise AssertionError("there is always a first page")
+
+    page = with_database(first)
     if as_json:
-        print(json.dumps(page, indent=2, ensure_ascii=False))
+        print_json(page)
         return
-    show([_line(one) for one in page["items"]], "Tickets", as_json=False)
+    flat = [_flat(one) for one in page["items"]]
+    print_table("Tickets", tuple(_COLUMNS), [[one[name] for name in _COLUMNS.values()] for one in flat])
     if page["next"]:
         print(f"more: --cursor {page['next']}")
 
 
 @ticket.command("show")
-def shown(number: str, as_json: Json = False) -> None:
+def show(number: str, as_json: Json = False) -> None:
     """One ticket, whole."""
+    from callrouter.store import tickets as store
+    from callrouter.web import query
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any] | None:
         async with database.connect() as connection:
-            return await tickets.get(connection, number)
+            return await store.get(connection, number)
 
-    found = with_database(work)
+    found = with_database(work) if query.is_number(number) else None
     if found is None:
-        fail(f"there is no ticket {number}")
+        fail(f"there is no ticket {number!r}: see `callrouter ticket list`")
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
-    rows = [{"what": name, "value": value} for name, value in _flat(found).items() if value not in (None, [], "")]
-    show(rows, number, as_json=False)
+    print_table(number, ("what", "value"), [item for item in _flat(found).items() if item[1] not in (None, "")])
 
 
 @ticket.command("export")
@@ -73,78 +100,52 @@ def export(
     outcome: WithOutcome = None,
     since: From = None,
     until: To = None,
+    district: District = None,
     q: Text = None,
-    form: Annotated[str, typer.Option("--format", help="csv or jsonl")] = "csv",
+    form: Annotated[str, typer.Option("--format", help="csv, or jsonl: the API's body of one ticket a line.")] = "csv",
 ) -> None:
     """All matching tickets to standard output, newest first."""
     if form not in ("csv", "jsonl"):
         fail("--format is csv or jsonl", 2)
-    wanted = _wanted(class_, state, outcome, since, until, q)
-    cursor, writer = None, csv.writer(sys.stdout)
-    first = True
-    while first or cursor:
-        page = _page(wanted, cursor, 500)
-        for one in page["items"]:
-            if form == "jsonl":
-                print(json.dumps(one, ensure_ascii=False))
-                continue
-            row = _flat(one)
-            if first:
-                writer.writerow(row)
-                first = False
-            writer.writerow([_cell(value) for value in row.values()])
-        cursor, first = page["next"], False
+    given = _given(class_, state, outcome, since, until, district, q) | {"limit": "500"}
+
+    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> None:
+        columns, writer = _columns(Ticket), csv.writer(sys.stdout)
+        if form == "csv":
+            writer.writerow(columns)
+        async for page in _pages(given, profile, database):
+            for one in page["items"]:
+                if form == "csv":
+                    flat = _flat(one)
+                    writer.writerow([_cell(flat[name]) for name in columns])
+                else:
+                    print(json.dumps(one, ensure_ascii=False))
+
+    with_database(work)
 
 
-def _wanted(*values: str | None) -> tuple[str | None, ...]:
-    _, state, outcome, *_ = values
-    for name, value, known in (("state", state, get_args(State)), ("outcome", outcome, get_args(Outcome))):
-        if value is not None and value not in known:
-            fail(f"--{name} {value}: write one of: {', '.join(known)}", 2)
-    return values
+async def _pages(given: dict[str, str], profile: Profile, database: AsyncEngine) -> AsyncIterator[dict[str, Any]]:
+    from callrouter.web import query
+
+    cursor: dict[str, str] = {}
+    while True:
+        try:
+            async with database.connect() as connection:
+                page = await query.page(connection, query.read(given | cursor, profile), profile)
+        except query.BadParameter as error:
+            fail(f"--{error}", 2)
+        yield page
+        if page["next"] is None:
+            return
+        cursor = {"cursor": page["next"]}
 
 
-def _page(wanted: tuple[str | None, ...], cursor: str | None, limit: int) -> dict[str, Any]:
-    class_, state, outcome, since, until, q = wanted
-
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
-        classes = ("unclassified", *(one.code for one in profile.classes))
-        if class_ is not None and class_ not in classes:
-            fail(f"--class {class_}: write one of: {', '.join(classes)}", 2)
-        filters = Filters(class_, state, outcome, _time(profile, since), _time(profile, until), q)
-        async with database.connect() as connection:
-            codes = profile.city.country_code, profile.city.area_code
-            return await tickets.search(connection, filters, cursor, limit, *codes)
-
-    try:
-        return with_database(work)
-    except BadCursor as error:
-        fail(str(error), 2)
+def _given(*values: str | None) -> dict[str, str]:
+    return _without_none(dict(zip(("class", "state", "outcome", "from", "to", "district", "q"), values, strict=True)))
 
 
-def _time(profile: Profile, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"{text}: write a time such as 2026-01-21T08:00+09:00, or a date", 2)
-    return at if at.tzinfo else at.replace(tzinfo=profile.zone)
-
-
-def _line(one: dict[str, Any]) -> dict[str, Any]:
-    call = one["call"]
-    return {
-        "number": one["number"],
-        "class": one["class"],
-        "state": one["state"],
-        "outcome": call["outcome"] or "live",
-        "queue": call["queue"],
-        "operator": call["operator"],
-        "caller": one["caller"]["number"],
-        "recording": one["recording"]["state"],
-        "seconds": one["recording"]["seconds"],
-    }
+def _without_none(values: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -154,11 +155,22 @@ def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
         if isinstance(one, dict):
             flat |= _flat(one, f"{before}{name}.")
         else:
-            flat[f"{before}{name}"] = json.dumps(one, ensure_ascii=False) if isinstance(one, list) and one else one
+            flat[f"{before}{name}"] = (json.dumps(one, ensure_ascii=False) if one else "") if isinstance(one, list) else one
     return flat
 
 
-def _cell(value: object) -> str:
-    """Text that a spreadsheet does not take for a formula: a caller chooses his own name."""
-    text = "" if value is None or value == [] else str(value)
-    return f"'{text}" if text[:1] in ("=", "@", "\t", "\r", "-") or (text[:1] == "+" and not text[1:].isdigit()) else text
+def _columns(model: type[BaseModel], before: str = "") -> list[str]:
+    """The names that `_flat` gives to a body of that model."""
+    names = []
+    for field, info in model.model_fields.items():
+        name = before + (info.alias or field)
+        nested = info.annotation
+        names += _columns(nested, f"{name}.") if isinstance(nested, type) and hasattr(nested, "model_fields") else [name]
+    return names
+
+
+def _cell(value: object) -> object:
+    """A text that a spreadsheet does not take for a formula: a caller chooses his own name. +62811… stays a number."""
+    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and not (value[0] == "+" and value[1:].isdecimal()):
+        return f"'{value}"
+    return value

@@ -5,10 +5,12 @@ needs (RFC 3261 22.4), an argon2 hash for the console, and the SHA-256 of a toke
 """
 
 import asyncio
+import fcntl
 import hashlib
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
@@ -16,13 +18,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import conf
 from callrouter.config import Settings
+from callrouter.domain.caller import tidy
 from callrouter.profile import Profile
 from callrouter.store import people, schema
 from callrouter.store.people import Operator
 
-ROLES = ("call_taker", "supervisor", "agency", "admin", "auditor")
 REALM = "callrouter"  # asterisk-conf/pjsip.conf [operator-auth]
 _ALPHABET = string.ascii_lowercase + string.digits
+_NAME_MAX = 80
+
+
+class BadName(Exception):
+    """An operator's name cannot be that; the message says what it may be."""
 
 
 class UnknownQueue(Exception):
@@ -44,12 +51,17 @@ class Operators:
         self._settings, self._profile, self._database = settings, profile, database
 
     async def add(self, names: Sequence[str], queues: Sequence[tuple[str, int | None]]) -> list[Credentials]:
-        """New operators who serve `queues` (code, penalty or None for the queue's own). Raises NameTaken, UnknownQueue."""
+        """New operators who serve `queues` (code, penalty or None for the queue's own). Raises BadName, NameTaken, UnknownQueue."""
+        for name in names:
+            if not name or tidy(name, _NAME_MAX) != name:
+                raise BadName(
+                    f"{name[:_NAME_MAX]!r} is no name: 1 to {_NAME_MAX} printable characters, single spaces between words"
+                )
         defaults = {queue.code: queue.penalty for queue in self._profile.queues}
         for code, _ in queues:
             if code not in defaults:
                 raise UnknownQueue(f"there is no queue {code}; the queues are: {', '.join(defaults)}")
-        served = tuple((code, defaults[code] if penalty is None else penalty) for code, penalty in queues)
+        served = tuple({code: defaults[code] if penalty is None else penalty for code, penalty in queues}.items())
         made = [self._made(name, served) for name in names]
         async with schema.writing(self._database) as connection:
             for _, one in made:
@@ -74,13 +86,21 @@ class Operators:
 
     async def publish(self) -> None:
         """Tell Asterisk who the operators are: in force at once where it runs, else at its next start."""
-        phones = await self.phones()
-        if (self._settings.state / "etc" / "generated").is_dir():
-            await asyncio.to_thread(conf.write_operators, self._settings, self._profile, phones)
+        if not (self._settings.state / "etc" / "generated").is_dir():
+            return
+        async with self._publishing():
+            await asyncio.to_thread(conf.write_operators, self._settings, self._profile, await self.phones())
             await asyncio.to_thread(conf.reload, self._settings)
 
+    @asynccontextmanager
+    async def _publishing(self) -> AsyncIterator[None]:
+        """One process at a time: of two that add operators, the later one must not write what it read before the other."""
+        with (self._settings.state / "run" / "operators.lock").open("w") as file:
+            await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+            yield
+
     async def new_token(self, role: str) -> str:
-        """A bearer token of that role (see ROLES), 256 bits."""
+        """A bearer token of that role (one of `domain.role.ROLES`), 256 bits."""
         made = secrets.token_urlsafe(32)
         async with schema.writing(self._database) as connection:
             await people.add_token(connection, role, digest(made))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.store.schema import change, operator, token
@@ -30,11 +31,10 @@ class Operator:
 
 async def add_operator(connection: AsyncConnection, one: Operator) -> None:
     """Raises NameTaken."""
-    if (await connection.execute(sa.select(operator.c.id).where(operator.c.name == one.name))).first():
-        raise NameTaken(f"there is an operator {one.name} already")
     now = datetime.now(UTC)
-    await connection.execute(
-        operator.insert().values(
+    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(operator)
+    done = await connection.execute(
+        insert.on_conflict_do_nothing(index_elements=["name"]).values(
             name=one.name,
             sip_user=one.sip_user,
             sip_ha1=one.sip_ha1,
@@ -44,6 +44,8 @@ async def add_operator(connection: AsyncConnection, one: Operator) -> None:
             created_at=now,
         )
     )
+    if not done.rowcount:
+        raise NameTaken(f"there is an operator {one.name} already")
     await connection.execute(change.insert().values(at=now, kind="operator", key=one.name))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
