@@ -103,7 +103,7 @@ class Media(asyncio.DatagramProtocol):
         self.source, self.echo = source, echo
         self.heard = Heard()
         self.keys_sent: list[tuple[str, float]] = []  # (key, when its last packet went)
-        self.keys_heard: list[tuple[str, float]] = []  # (key, when its first packet came)
+        self.keys_heard: list[tuple[str, float]] = []  # (key, when its first end packet came)
         self.remote: Address | None = None
         self.port = 0
         self._key_type: int | None = _KEY_TYPE
@@ -112,7 +112,7 @@ class Media(asyncio.DatagramProtocol):
         self._ssrc = secrets.randbits(32)
         self._position = self._sequence = self._timestamp = 0
         self._events: deque[tuple[bytes, bool, str] | None] = deque()
-        self._last_event = -1
+        self._last_key = -1
         self._inband = b""
         self._echoed: deque[bytes] = deque(maxlen=10)
 
@@ -174,10 +174,10 @@ class Media(asyncio.DatagramProtocol):
             self.heard.add(time.monotonic(), data[12:])
             if self.echo:
                 self._echoed.append(data[12:])
-        elif kind == self._key_type and len(data) >= 16 and data[12] < len(KEYS):
+        elif kind == self._key_type and len(data) >= 16 and data[12] < len(KEYS) and data[13] & 0x80:
             timestamp = int.from_bytes(data[4:8], "big")
-            if timestamp != self._last_event:
-                self._last_event = timestamp
+            if timestamp != self._last_key:  # the end comes three times
+                self._last_key = timestamp
                 self.keys_heard.append((KEYS[data[12]], time.monotonic()))
 
     def error_received(self, exc: Exception) -> None:

@@ -1,6 +1,5 @@
 """/healthz, /readyz and /metrics, the same for the daemon and the console."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -9,7 +8,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from callrouter.health import Component
 
 Components = Mapping[str, Component]
+ROUTES = {
+    "/healthz": "200 while the process lives.",
+    "/readyz": "What works and what does not, since when; 200 only while everything does, else 503.",
+    "/metrics": "Prometheus.",
+}
 _VITAL = frozenset(("asterisk",))
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def ready_body(components: Components) -> dict[str, object]:
@@ -25,19 +30,25 @@ def ready_body(components: Components) -> dict[str, object]:
     }
 
 
-def add_health(app: web.Application, components: Callable[[], Awaitable[Components]], registry: CollectorRegistry) -> None:
-    """Add the three routes. `components` is asked at each /readyz."""
+def add_health(
+    app: web.Application,
+    components: Callable[[], Awaitable[Components]],
+    registry: CollectorRegistry,
+    before_metrics: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Add the three routes. `components` is asked at each /readyz, `before_metrics` at each /metrics."""
 
     async def healthz(request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
     async def readyz(request: web.Request) -> web.Response:
         body = ready_body(await components())
-        return web.json_response(body, status=200 if body["status"] == "ready" else 503, dumps=json.dumps)
+        return web.json_response(body, status=200 if body["status"] == "ready" else 503)
 
     async def metrics(request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        if before_metrics is not None:
+            await before_metrics()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": _METRICS_TYPE})
 
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    for path, handler in zip(ROUTES, (healthz, readyz, metrics), strict=True):
+        app.router.add_get(path, handler)

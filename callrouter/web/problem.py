@@ -2,9 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 
+import sqlalchemy as sa
 import structlog
 from aiohttp import web
-from sqlalchemy.exc import SQLAlchemyError
+
+from callrouter.store.schema import AWAY, error_text
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -13,7 +15,12 @@ _SECURITY = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",  # whatever is shown here is about people, or true for a second
+    "Server": "callrouter",
 }
+# Of what the database raises, these are our mistakes: waiting mends none of them.
+_MISTAKES = (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.ArgumentError, sa.exc.CompileError, sa.exc.InvalidRequestError)
 
 
 class Problem(Exception):
@@ -35,19 +42,27 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        answer = _answer(Problem(error.status, error.reason, f"{request.method} {request.path}: {error.reason.lower()}"))
+        answer = _answer(Problem(error.status, error.reason, f"{request.method} {request.path[:100]}: {error.reason.lower()}"))
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
-    except (SQLAlchemyError, ConnectionError, TimeoutError) as error:
-        log.warning("database away", reason=str(error).splitlines()[0])
-        detail = "the database does not answer; calls are taken all the same, try again in a moment"
+    except _MISTAKES:
+        answer = _fault(request)
+    except AWAY as error:
+        log.warning("database away", reason=error_text(error))
+        detail = "the database does not answer or is not migrated; calls are taken all the same, try again in a moment"
         answer = _answer(Problem(503, "Database away", detail, {"Retry-After": "5"}))
     except Exception:
-        log.exception("request failed", path=request.path)
-        answer = _answer(Problem(500, "Internal error", "this is a fault of callrouter; its log says more"))
+        answer = _fault(request)
     if not answer.prepared:
         answer.headers.update(_SECURITY)
     return answer
+
+
+def _fault(request: web.Request) -> web.Response:
+    """Of the exception being handled."""
+    resource = request.match_info.route.resource
+    log.exception("request failed", method=request.method, route=resource.canonical if resource else None)
+    return _answer(Problem(500, "Internal error", "this is a fault of callrouter; its log says more"))
 
 
 def _answer(problem: Problem) -> web.Response:
