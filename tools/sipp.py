@@ -1,21 +1,110 @@
-"""Runs SIPp with the scenarios of `sipp-scenarios/`: citizens who ring 112, operators who answer."""
+"""Runs SIPp with the scenarios of `sipp-scenarios/`: citizens who ring 112, operators who answer.
+
+What each call came to is read from SIPp's own log of that run. `python -m tools.sipp DIRECTORY` writes the files that a
+person needs who runs SIPp by hand (sipp-scenarios/README.md).
+"""
 
 import itertools
+import struct
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from callrouter.config import ROOT
-from callrouter.phone.audio import tone
+from callrouter.phone.audio import KEYS, key_tones, tone
 
 SIPP = ROOT / ".runtime" / "asterisk" / "bin" / "sipp"
 SCENARIOS = ROOT / "sipp-scenarios"
 CALLER_HZ, OPERATOR_HZ = 440.0, 800.0
-_DTMF = {
-    key: (low, high)
-    for low, row in ((697, "123"), (770, "456"), (852, "789"), (941, "*0#"))
-    for high, key in zip((1209, 1336, 1477), row, strict=True)
-}
+_PACKET, _PACKET_MS = 50, 30
+_KEY_PACKETS, _GAP_PACKETS = 5, 5
+_NO_KEY = 200  # an event that means nothing to Asterisk
+# Each run has UDP ports of its own for its audio, two a call; above those of every stack that leaves room for them.
+_RTP, _RTP_END, _RTP_OF_RUN = 50000, 64999, 400
+
+
+@dataclass(frozen=True)
+class SippCall:
+    """One call as SIPp saw it. Times are of the epoch, None for what did not come."""
+
+    number: str
+    sip_call_id: str
+    answered_at: float | None
+    keyed_at: float | None
+    finished_at: float | None
+
+    @property
+    def as_written(self) -> bool:
+        """Did it go through its whole script?"""
+        return self.finished_at is not None
+
+
+class Run:
+    """One SIPp process, and what it wrote."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
+        self.process, self._path = process, path
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs; 0 if every call went as written."""
+        return self.process.poll()
+
+    def wait(self, seconds: float | None = None) -> int:
+        return self.process.wait(seconds)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def calls(self) -> list[SippCall]:
+        """Every call that was answered so far, in that order."""
+        instants: dict[tuple[str, str], dict[str, float]] = {}
+        whole, _, _ = self._read("log").rpartition("\n")
+        for line in whole.splitlines():
+            what, number, call_id, at = line.split(";")
+            instants.setdefault((number, call_id), {})[what] = float(at.split("\t")[-1])  # date, time, seconds of the epoch
+        return [
+            SippCall(number, call_id, one.get("answered"), one.get("keyed"), one.get("finished"))
+            for (number, call_id), one in instants.items()
+        ]
+
+    def errors(self) -> str:
+        """What went wrong, in SIPp's words; empty if nothing did."""
+        lines = self._read("err").splitlines()[1:]  # the first is a title
+        return "\n".join(line for line in lines if "jumping to label" not in line)  # a phone that goes on ringing
+
+    def _read(self, suffix: str) -> str:
+        try:
+            return self._path.with_suffix(f".{suffix}").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def key_packets(keys: str) -> bytes:
+    """What SIPp sends for keys by RFC 4733: for each, five packets (the last one is the end), and a gap.
+
+    SIPp sends nothing but packets of 50 bytes each 30 ms under a payload type of one's own (it takes them for iLBC), each with
+    a timestamp of its own. So there is one end packet only: Asterisk takes a second one with another timestamp for another key.
+    """
+    made = b""
+    for key in keys:
+        for n in range(1, _KEY_PACKETS + 1):
+            end = 0x80 if n == _KEY_PACKETS else 0
+            made += struct.pack("!BBH", KEYS.index(key), end | 10, 240 * n).ljust(_PACKET, b"\0")
+        made += struct.pack("!BBH", _NO_KEY, 0x80, 240).ljust(_PACKET, b"\0") * _GAP_PACKETS
+    return made
+
+
+def write_sounds(directory: Path, *keys: str) -> None:
+    """The caller's and the operator's tone, and files of keys."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, hz in (("caller", CALLER_HZ), ("operator", OPERATOR_HZ)):
+        (directory / f"{name}.alaw").write_bytes(tone(hz))
+    for pressed in keys:
+        (directory / f"{pressed}.keys").write_bytes(key_packets(pressed))
 
 
 class Sipp:
@@ -23,12 +112,9 @@ class Sipp:
 
     def __init__(self, server: str, directory: Path) -> None:
         self._server, self._directory = server, directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self._started: list[subprocess.Popen[bytes]] = []
-        self._runs = itertools.count()
-        self._ports = itertools.count(50000, 400)
-        for name, data in (("caller", tone(CALLER_HZ)), ("operator", tone(OPERATOR_HZ))):
-            (directory / f"{name}.alaw").write_bytes(data)
+        self._started: list[Run] = []
+        self._number = itertools.count()
+        write_sounds(directory)
 
     def callers(
         self,
@@ -39,28 +125,23 @@ class Sipp:
         stay_ms: int,
         rate: float = 10,
         limit: int = 500,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Run:
         """Citizens, one per row (number, name, keys), `rate` a second. Ends by itself: 0 if every call went as written."""
-        options = [
-            "-key",
-            "tone",
-            str(self._directory / "caller.alaw"),
-            "-set",
-            "before",
-            str(before_ms),
-            "-set",
-            "stay",
-            str(stay_ms),
-        ]
+        options = ["-key", "tone", str(self._directory / "caller.alaw"), "-set", "before", str(before_ms)]
+        options += ["-set", "stay", str(stay_ms)]
+        if scenario == "caller_keys":
+            write_sounds(self._directory, *{keys for _, _, keys in rows})
+            options += ["-key", "keys", str(self._directory)]
         if scenario == "caller_inband":
-            keys = self._directory / "keys.alaw"
-            low, high = _DTMF[rows[0][2]]
-            keys.write_bytes(tone(low, 0.3, 0.5, high))
-            options += ["-key", "keytone", str(keys)]
-        period = 1000 if rate >= 1 else round(1000 / rate)
-        options += ["-m", str(len(rows)), "-r", str(max(1, round(rate))), "-rp", str(period)]
-        options += ["-l", str(limit), "-timeout", "180s"]
-        return self._run(scenario, "127.0.0.1", rows, *options)
+            key = rows[0][2]
+            sound = self._directory / f"key-{ord(key)}.alaw"
+            sound.write_bytes(key_tones(key, 0.3))
+            options += ["-key", "keytone", str(sound)]
+        period_ms = 1000 if rate >= 1 else round(1000 / rate)
+        options += ["-m", str(len(rows)), "-r", str(max(1, round(rate))), "-rp", str(period_ms), "-l", str(limit)]
+        longest_s = len(rows) / rate + (before_ms + stay_ms) / 1000
+        full = [(*row, str(len(key_packets(row[2])) // _PACKET * _PACKET_MS)) for row in rows]
+        return self._run(scenario, "127.0.0.1", full, *options, "-timeout", f"{longest_s + 60:.0f}s")
 
     def register(
         self, operators: Iterable[tuple[str, str]], contact_port: int, *, address: str = "127.0.0.2", expires_s: int = 600
@@ -68,39 +149,47 @@ class Sipp:
         """Register (user, password) pairs with a contact at `contact_port`. Raises RuntimeError."""
         rows = [(user, f"[authentication username={user} password={password}]") for user, password in operators]
         options = ["-key", "contact_port", str(contact_port), "-key", "expires", str(expires_s), "-m", str(len(rows)), "-r", "100"]
-        if self._run("register", address, rows, *options).wait(30) != 0:
-            raise RuntimeError("the operators' phones could not register")
+        run = self._run("register", address, rows, *options, "-timeout", "30s", "-timeout_error")
+        if run.wait() != 0:
+            raise RuntimeError(f"the operators' phones could not register: {run.errors()[:500]}")
 
-    def operators(
-        self, port: int, *, ring_ms: int = 300, scenario: str = "operator_answers", address: str = "127.0.0.2"
-    ) -> subprocess.Popen[bytes]:
+    def operators(self, port: int, *, ring_ms: int = 300, scenario: str = "operator_answers", address: str = "127.0.0.2") -> Run:
         """Phones behind one port, until stopped."""
         options = ["-p", str(port), "-aa"]
+        if scenario in ("operator_answers", "operator_echoes"):
+            options += ["-set", "ring", str(ring_ms)]
         if scenario == "operator_answers":
-            options += ["-key", "tone", str(self._directory / "operator.alaw"), "-set", "ring", str(ring_ms)]
+            options += ["-key", "tone", str(self._directory / "operator.alaw")]
+        if scenario == "operator_echoes":
+            options.append("-rtp_echo")
         return self._run(scenario, address, [], *options)
 
     def errors(self) -> str:
-        """What SIPp says went wrong, the beginning of each file."""
-        return "\n".join(f"{path.name}: {path.read_text(errors='replace')[:500]}" for path in sorted(self._directory.glob("*.err")))
+        """What SIPp says went wrong, the beginning of each run's."""
+        return "\n".join(said[:500] for run in self._started if (said := run.errors()))
 
     def stop(self) -> None:
-        for process in self._started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+        for run in self._started:
+            run.stop()
 
-    def _run(self, scenario: str, address: str, rows: Sequence[Sequence[str]], *options: str) -> subprocess.Popen[bytes]:
-        name = f"{next(self._runs):03d}-{scenario}"
-        rtp = 50000 + (next(self._ports) - 50000) % 15000
+    def _run(self, scenario: str, address: str, rows: Sequence[Sequence[str]], *options: str) -> Run:
+        number = next(self._number)
+        path = self._directory / f"{number:03d}-{scenario}"
+        rtp = _RTP + number * _RTP_OF_RUN % (_RTP_END - _RTP - _RTP_OF_RUN)
+        end = rtp + _RTP_OF_RUN - 2 if len(rows) < _RTP_OF_RUN // 4 else _RTP_END
         command = [str(SIPP), self._server, "-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", address, "-mi", address, "-nostdin"]
-        command += ["-min_rtp_port", str(rtp), "-max_rtp_port", str(rtp + 398 if len(rows) < 90 else 65000)]
-        command += ["-trace_err", "-error_file", str(self._directory / f"{name}.err"), *options]
+        command += ["-min_rtp_port", str(rtp), "-max_rtp_port", str(end), "-skip_rlimit"]
+        command += ["-trace_err", "-error_file", f"{path}.err", "-trace_logs", "-log_file", f"{path}.log", *options]
         if rows:
-            table = self._directory / f"{name}.csv"
-            table.write_text("SEQUENTIAL\n" + "".join(";".join(row) + ";\n" for row in rows))
-            command += ["-inf", str(table)]
-        with (self._directory / f"{name}.out").open("wb") as out:
+            path.with_suffix(".csv").write_text("SEQUENTIAL\n" + "".join(";".join(row) + ";\n" for row in rows))
+            command += ["-inf", f"{path}.csv"]
+        with path.with_suffix(".out").open("wb") as out:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._directory)
-        self._started.append(process)
-        return process
+        self._started.append(Run(process, path))
+        return self._started[-1]
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    write_sounds(where, *KEYS[:12], *(f"*{key}" for key in "0123456789"))
+    print(f"caller.alaw, operator.alaw, and a .keys file for each key and for * with a digit are in {where}")

@@ -6,8 +6,11 @@ A stack is known by its state directory; two with different CALLROUTER_STATE and
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
+import pwd
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,16 +18,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from callrouter.asterisk import conf
-from callrouter.config import ROOT, Settings, SettingsError, settings
+from callrouter.config import ROOT, Ports, Settings, SettingsError, settings
 from callrouter.profile import Profile, ProfileError, load_profile
 
 PROGRAMS = ("asterisk", "daemon", "web")
 _READY_S = 30.0
+_GIVEN_UP_S = 10.0
+_STOP_S = 8
 
 
 class StackError(Exception):
@@ -33,17 +43,26 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Program:
+    """One of the stack's programs; without a pid it does not run."""
+
     name: str
     pid: int | None
-    since: float | None  # epoch
+    since: datetime | None
 
 
 class Stack:
-    """One stack. `environment` is added to that of the programs; settings come from it too."""
+    """One stack. `environment` is added to that of its programs. It ends with the process `owner`, when one is named."""
 
-    def __init__(self, here: Settings, profile: Profile, environment: Mapping[str, str] | None = None) -> None:
-        self.settings, self.profile = here, profile
-        self.ports = here.ports(profile)
+    def __init__(
+        self,
+        here: Settings,
+        profile: Profile | None = None,
+        environment: Mapping[str, str] | None = None,
+        *,
+        owner: int | None = None,
+    ) -> None:
+        self.settings = here
+        self._profile, self._owner = profile, owner
         self._run = here.state / "run"
         self._environment = {
             **os.environ,
@@ -55,59 +74,60 @@ class Stack:
             **(environment or {}),
         }
 
+    @cached_property
+    def profile(self) -> Profile:
+        """Read at first use: a stack whose profile was broken meanwhile can still be stopped."""
+        return self._profile or load_profile(self.settings.profile)
+
+    @cached_property
+    def ports(self) -> Ports:
+        return self.settings.ports(self.profile)
+
     def up(self) -> None:
         """Start what does not run, and return when all is ready. Raises StackError."""
-        if self._supervisor() is None:
+        for directory in (self.settings.state, self._run, self.settings.state / "log"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            if self._supervisor() is not None:
+                self._wait_ready()
+                return
+            self._refuse_left_over()
+            self._refuse_damaged_prefix()
             self._refuse_taken_ports()
-            (self.settings.state / "log").mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._run.mkdir(mode=0o700, exist_ok=True)
-            if self._callrouter("migrate") != 0:
-                print("stack: the database does not answer; calls are taken all the same, tickets follow", file=sys.stderr)
-            if self._callrouter("render") != 0:
-                raise StackError("the configuration cannot be written (see above)")
-            self._write_supervisor_conf()
-            with (self.settings.state / "log" / "supervisord.out").open("ab") as out:
-                supervisor = subprocess.Popen(
-                    self._tool("supervisord"),
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            self._wait_ready(supervisor)
-        else:
-            self._wait_ready(None)
+            self._prepare()
+            try:
+                self._start()
+                self._wait_ready()
+            except KeyboardInterrupt:
+                self._stop()
+                raise
 
     def down(self, drain_s: float) -> None:
         """Let the calls end for `drain_s` seconds, then stop everything. Nothing runs: nothing to do."""
-        supervisor = self._supervisor()
-        if supervisor is None:
+        if not self._run.exists():
             return
-        deadline = time.monotonic() + drain_s
-        while time.monotonic() < deadline and self.channels():
-            time.sleep(0.2)
-        self._control("shutdown")
-        deadline = time.monotonic() + 15
-        while _alive(supervisor) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self._kill_left_over(supervisor)
+        with self._alone():
+            deadline = time.monotonic() + drain_s
+            while time.monotonic() < deadline and self.channels():
+                time.sleep(0.2)
+            self._stop()
 
     def channels(self) -> int:
-        """Channels in Asterisk now; 0 when it does not run."""
-        said = conf.cli(self.settings, "core show channels count") or ""
+        """Channels in Asterisk now; 0 when it does not run or does not answer."""
+        try:
+            said = conf.cli(self.settings, "core show channels count") or ""
+        except subprocess.TimeoutExpired:
+            return 0
         return int(said.split()[0]) if said and said.split()[0].isdigit() else 0
 
     def programs(self) -> list[Program]:
         found = []
         for name in PROGRAMS:
-            path = self._run / f"{name}.pid"
-            try:
-                pid = int(path.read_text())
-            except (OSError, ValueError):
-                found.append(Program(name, None, None))
-                continue
-            found.append(Program(name, pid, path.stat().st_mtime) if _alive(pid) else Program(name, None, None))
+            pid = self._pid(name)
+            since = None
+            with contextlib.suppress(OSError):
+                since = datetime.fromtimestamp((self._run / f"{name}.pid").stat().st_mtime, UTC)
+            found.append(Program(name, pid, since if pid else None))
         return found
 
     def ready(self) -> dict[str, object]:
@@ -121,36 +141,122 @@ class Stack:
                     return dict(json.load(error))
         return {"status": "down", "components": {}}
 
-    def _wait_ready(self, supervisor: "subprocess.Popen[bytes] | None") -> None:
+    def _prepare(self) -> None:
+        if self._callrouter("migrate") != 0:
+            print("stack: the database does not answer; calls are taken all the same, tickets follow", file=sys.stderr)
+        if self._callrouter("render") != 0:
+            raise StackError("the configuration cannot be written (see above)")
+
+    def _start(self) -> None:
+        configuration = self._run / "supervisord.conf"
+        configuration.write_text(self.supervisor_conf())
+        for name in PROGRAMS:  # of the last time: their age must not slow down this start
+            (self._run / f"{name}.pid").unlink(missing_ok=True)
+        with (self.settings.state / "log" / "supervisord.out").open("wb") as out:
+            subprocess.Popen(
+                [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                umask=0o077,
+            )
+
+    def _stop(self) -> None:
+        """End the supervisor, which ends the programs; then whatever is left. Processes that are not this stack's are safe."""
+        for pid in (self._supervisor(), *(program.pid for program in self.programs())):
+            if pid is None or not self._ours(pid):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            if not self._ended(pid, _STOP_S * (len(PROGRAMS) + 1)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._ended(pid, 5)
+
+    def _ended(self, pid: int, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self._ours(pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _wait_ready(self) -> None:
         deadline = time.monotonic() + _READY_S
-        state: dict[str, object] = {}
-        while time.monotonic() < deadline:
-            state = self.ready()
-            if state["status"] == "ready" and all(program.pid for program in self.programs()):
+        seen = dict.fromkeys(("supervisord", *PROGRAMS), time.monotonic())
+        while True:
+            state, now = self.ready(), time.monotonic()
+            running = {name for name in seen if self._pid(name)}
+            if state["status"] == "ready" and running == set(seen):
                 return
-            if supervisor is not None and supervisor.poll() is not None:
+            seen |= dict.fromkeys(running, now)
+            gone = [name for name, last in seen.items() if now - last > _GIVEN_UP_S]
+            if gone or now > deadline:
                 break
             time.sleep(0.05)
-        raise StackError(f"not ready after {_READY_S:.0f} s: {_what_is_wrong(state)}\n{self._last_log_lines()}")
+        why = f"{', '.join(gone)} does not run" if gone else f"after {_READY_S:.0f} s still {_what_is_wrong(state)}"
+        raise StackError(
+            f"not ready: {why}\n{self._last_log_lines()}\nWhat runs goes on trying: `make status` tells, `make down` stops it"
+        )
 
     def _supervisor(self) -> int | None:
+        return self._pid("supervisord")
+
+    def _pid(self, name: str) -> int | None:
         try:
-            pid = int((self._run / "supervisord.pid").read_text())
+            pid = int((self._run / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return None
-        return pid if _alive(pid) else None
+        return pid if self._ours(pid) else None
 
-    def _kill_left_over(self, supervisor: int) -> None:
-        for pid in (supervisor, *(program.pid for program in self.programs())):
-            if pid is not None and _alive(pid):
-                os.kill(pid, signal.SIGKILL)
+    def _ours(self, pid: int) -> bool:
+        """A pid file may outlive its process, and the number be another's by then."""
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        found = next((one for one in environment if one.startswith(b"CALLROUTER_STATE=")), b"")
+        return os.path.realpath(found.partition(b"=")[2]) == os.path.realpath(os.fsencode(self.settings.state))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One `up` or `down` at a time."""
+        with (self._run / "stack.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _refuse_left_over(self) -> None:
+        left = [f"{program.name} ({program.pid})" for program in self.programs() if program.pid]
+        if left:
+            raise StackError(f"{', '.join(left)} runs without its supervisor, which was killed: `make down`, then `make up`")
+
+    def _refuse_damaged_prefix(self) -> None:
+        if self.settings.asterisk is not None:
+            return  # `callrouter render` judges it
+        for name, option in (("asterisk", "-V"), ("espeak-ng", "--version")):
+            try:
+                program = self.settings.runtime / "asterisk" / "bin" / name
+                good = subprocess.run([program, option], capture_output=True, check=False)
+            except OSError:
+                good = None
+            if good is None or good.returncode != 0:
+                raise StackError(
+                    f"{name} in {self.settings.runtime} is missing or damaged: stop every stack of this checkout, delete that "
+                    "directory (rm -r .runtime) and run `make up`, which makes it anew"
+                )
 
     def _refuse_taken_ports(self) -> None:
-        ports = self.ports
-        wanted = [(socket.SOCK_DGRAM, self.profile.network.sip_address, ports.sip, "SIP")]
-        wanted += [
-            (socket.SOCK_STREAM, "127.0.0.1", port, name)
-            for name, port in (("console", ports.console), ("daemon", ports.daemon), ("ARI", ports.ari), ("AMI", ports.ami))
+        ports, sip = self.ports, self.profile.network.sip_address
+        wanted = [
+            (socket.SOCK_DGRAM, sip, ports.sip, "SIP"),
+            (socket.SOCK_STREAM, sip, ports.sip, "SIP over TCP"),
+            (socket.SOCK_DGRAM, "127.0.0.1", ports.hep, "HEP"),
+            (socket.SOCK_STREAM, "127.0.0.1", ports.console, "console"),
+            (socket.SOCK_STREAM, "127.0.0.1", ports.daemon, "daemon"),
+            (socket.SOCK_STREAM, "127.0.0.1", ports.ari, "ARI"),
+            (socket.SOCK_STREAM, "127.0.0.1", ports.ami, "AMI"),
         ]
         for kind, address, port, name in wanted:
             with socket.socket(socket.AF_INET, kind) as probe:
@@ -164,48 +270,35 @@ class Stack:
                         "or set CALLROUTER_PORT_OFFSET to another number"
                     ) from None
 
-    def _callrouter(self, *arguments: str) -> int:
-        return subprocess.run(self._tool("callrouter") + list(arguments), env=self._environment, check=False).returncode
+    def _callrouter(self, command: str) -> int:
+        program = Path(sys.executable).parent / "callrouter"
+        return subprocess.run([program, command], env=self._environment, check=False, umask=0o077).returncode
 
-    def _control(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._run / "supervisord.conf"), *arguments]
-        subprocess.run(command, env=self._environment, capture_output=True, check=False)
-
-    def _tool(self, name: str) -> list[str]:
-        if name == "supervisord":
-            return [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._run / "supervisord.conf")]
-        return [str(Path(sys.executable).parent / name)]
-
-    def _write_supervisor_conf(self) -> None:
-        state, run = self.settings.state, self._run
-        start = f"{sys.executable} -m tools.start"
-        asterisk = f"{self.settings.asterisk_binary} -C {state / 'etc' / 'asterisk.conf'} -f -n"
-        own = Path(sys.executable).parent / "callrouter"
+    def supervisor_conf(self) -> str:
+        """supervisor's configuration. It has no control socket: a signal ends it, and nothing else is asked of it."""
+        state = self.settings.state
         text = f"""; Written by tools/stack.py.
 [supervisord]
-pidfile = {run}/supervisord.pid
+pidfile = {self._run}/supervisord.pid
 logfile = {state}/log/supervisord.log
 logfile_maxbytes = 5MB
-loglevel = info
 nodaemon = true
+silent = true
 umask = 077
-
-[unix_http_server]
-file = {run}/supervisor.sock
-chmod = 0600
-
-[supervisorctl]
-serverurl = unix://{run}/supervisor.sock
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 """
-        commands = {"asterisk": asterisk, "daemon": f"{own} run", "web": f"{own} web"}
+        if os.geteuid() == 0:
+            text += f"user = {pwd.getpwuid(0).pw_name}\n"  # else it warns that it runs as root
+        own = str(Path(sys.executable).parent / "callrouter")
+        commands = {
+            "asterisk": [str(self.settings.asterisk_binary), "-C", str(state / "etc" / "asterisk.conf"), "-f", "-n"],
+            "daemon": [own, "run"],
+            "web": [own, "web"],
+        }
+        # Exit code 78 (EX_CONFIG): a second daemon, or a profile that is not valid. A restart would not help.
         for priority, (name, command) in enumerate(commands.items(), 1):
-            # Exit code 78 (EX_CONFIG): a second daemon, or a profile that is not valid. A restart would not help.
             text += f"""
 [program:{name}]
-command = {start} {name} {command}
+command = {shlex.join([sys.executable, "-m", "tools.start", name, *command])}
 directory = {ROOT}
 priority = {priority}
 autorestart = unexpected
@@ -213,7 +306,7 @@ exitcodes = 78
 startsecs = 0
 startretries = 1000000
 stopsignal = TERM
-stopwaitsecs = 8
+stopwaitsecs = {_STOP_S}
 killasgroup = true
 stopasgroup = false
 redirect_stderr = true
@@ -221,23 +314,22 @@ stdout_logfile = {state}/log/{name}.log
 stdout_logfile_maxbytes = 20MB
 stdout_logfile_backups = 3
 """
-        (run / "supervisord.conf").write_text(text.replace("%", "%%"))
+        if self._owner is not None:
+            text += f"""
+[program:owner]
+command = {shlex.join([sys.executable, "-m", "tools.watch", str(self._owner)])}
+directory = {ROOT}
+startsecs = 0
+"""
+        return text.replace("%", "%%")
 
     def _last_log_lines(self) -> str:
         lines = []
-        for name in PROGRAMS:
+        for name in ("supervisord.out", *(f"{program}.log" for program in PROGRAMS)):
             with contextlib.suppress(OSError):
-                lines += [
-                    f"  {name}: {line}" for line in (self.settings.state / "log" / f"{name}.log").read_text().splitlines()[-4:]
-                ]
+                said = (self.settings.state / "log" / name).read_text(errors="replace").splitlines()[-4:]
+                lines += [f"  {name}: {line}" for line in said]
         return "\n".join(lines)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _what_is_wrong(state: Mapping[str, object]) -> str:
@@ -247,15 +339,24 @@ def _what_is_wrong(state: Mapping[str, object]) -> str:
 
 
 def _status(stack: Stack, as_json: bool) -> int:
-    programs, state = stack.programs(), stack.ready()
+    programs = stack.programs()
+    try:
+        state = stack.ready()
+    except ProfileError as error:
+        state = {"status": "unknown", "components": {}, "detail": str(error)}
     if as_json:
-        rows = [{"name": program.name, "pid": program.pid, "since": program.since} for program in programs]
-        print(json.dumps({"programs": rows, **state}, indent=2))
+        rows = [{"name": one.name, "pid": one.pid, "since": one.since and one.since.isoformat()} for one in programs]
+        print(json.dumps({**state, "programs": rows}, indent=2))
     else:
-        for program in programs:
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(program.since)) if program.since else ""
-            print(f"{program.name:<10}{f'runs as {program.pid}, since {since}' if program.pid else 'does not run'}")
-        print(f"{'stack':<10}{state['status']}" + ("" if state["status"] == "ready" else f": {_what_is_wrong(state)}"))
+        table = Table("program", "process", "runs since", box=None)
+        for one in programs:
+            table.add_row(
+                one.name, str(one.pid or "does not run"), f"{one.since.astimezone():%Y-%m-%d %H:%M:%S}" if one.since else ""
+            )
+        console = Console(highlight=False)
+        console.print(table)
+        detail = "" if state["status"] == "ready" else f": {state.get('detail') or _what_is_wrong(state)}"
+        console.print(f"{state['status']}{detail}", markup=False)
     return 0 if state["status"] == "ready" else 1
 
 
@@ -266,20 +367,26 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
-        here = settings()
-        stack = Stack(here, load_profile(here.profile))
-        if arguments.action == "up":
-            stack.up()
-            print(
-                f"ready: console http://127.0.0.1:{stack.ports.console}/, SIP {stack.profile.network.sip_address}:{stack.ports.sip}"
-            )
-        elif arguments.action == "down":
-            stack.down(arguments.drain)
-        else:
+        stack = Stack(settings())
+        if arguments.action == "status":
             return _status(stack, arguments.json)
+        if arguments.action == "down":
+            if channels := stack.channels():
+                print(f"stack: {channels} channels in use; waiting up to {arguments.drain:g} s", file=sys.stderr)
+            stack.down(arguments.drain)
+            return 0
+        stack.up()
+        sip = f"{stack.profile.network.sip_address}:{stack.ports.sip}"
+        print(f"ready: console http://127.0.0.1:{stack.ports.console}/, SIP {sip}")
     except (StackError, ProfileError, SettingsError) as error:
         print(f"stack: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"stack: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stack: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,7 +1,7 @@
 """start.py NAME COMMAND…: write NAME's pid file, then become COMMAND. supervisor starts every program through this.
 
 Before Asterisk, a BOOT record goes into the journal: whatever call is open in it did not survive. Written here, it cannot
-come after a call that the new Asterisk has already taken.
+come after a call that the new Asterisk has already taken. Standard library only: a restart must be quick.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from callrouter.config import settings
-
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
+_DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
+_TOO_SOON_S = 2.0
 
 
 def boot_record(now: float) -> str:
@@ -35,23 +35,23 @@ def append_boot(journal: Path, now: float) -> None:
         os.fsync(file.fileno())
 
 
-def main(name: str, command: list[str]) -> None:
-    state = settings().state
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if name == "asterisk":
-        (state / "run" / "asterisk.ctl").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a full disk must not keep Asterisk from starting
-            append_boot(state / "journal" / "cel.csv", time.time())
+def main(state: Path, name: str, command: list[str]) -> None:
     pid_file = state / "run" / f"{name}.pid"
     with contextlib.suppress(OSError):
-        if time.time() - pid_file.stat().st_mtime < 2:  # it ended at once: a fault, not to be met with a busy loop of restarts
+        if time.time() - pid_file.stat().st_mtime < _TOO_SOON_S:  # it ended at once: a fault, no reason for a busy loop
             time.sleep(1)
-    temporary = pid_file.with_suffix(".new")
-    temporary.write_text(f"{os.getpid()}\n")
-    temporary.replace(pid_file)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    if name == "asterisk":
+        with contextlib.suppress(OSError):  # a full disk must not keep Asterisk from starting
+            append_boot(state / "journal" / "cel.csv", time.time())
+    with contextlib.suppress(OSError):
+        temporary = pid_file.with_suffix(".new")
+        temporary.write_text(f"{os.getpid()}\n")
+        temporary.replace(pid_file)
     os.execv(command[0], command)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(Path(os.environ["CALLROUTER_STATE"]), sys.argv[1], sys.argv[2:])
