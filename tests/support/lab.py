@@ -1,0 +1,160 @@
+"""A real stack (Asterisk, daemon, web, database) in a directory and on ports of its own, with callers and operators."""
+
+import asyncio
+import json
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from callrouter.asterisk import conf
+from callrouter.config import ROOT, Settings
+from callrouter.phone import Dialog, Phone
+from callrouter.phone.audio import tone
+from callrouter.profile import load_profile
+from callrouter.service.operators import Operators
+from callrouter.store import schema
+from tests.support import until
+from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
+from tools.stack import Stack
+
+
+class Lab:
+    """One running stack, and the people around it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.state = stack.settings.state
+        self.server = (stack.profile.network.sip_address, stack.ports.sip)
+        self.token = ""
+        self._phones: list[Phone] = []
+        self._counter = 0
+        self.sipp = Sipp(f"{self.server[0]}:{self.server[1]}", self.state / "sipp")
+
+    async def add_operators(self, count: int, *queues: str) -> list[tuple[str, str, str]]:
+        """(name, user, password) of new operators who serve those queues."""
+        database = schema.engine(self.stack.settings.database_url)
+        try:
+            service = Operators(self.stack.settings, self.stack.profile, database)
+            names = []
+            for _ in range(count):
+                self._counter += 1
+                names.append(f"Operator {self._counter}")
+            made = await service.add(names, [(queue, None) for queue in queues])
+            return [(one.name, one.user, one.sip_password) for one in made]
+        finally:
+            await database.dispose()
+
+    async def operator(
+        self, *queues: str, ring: float | None = 0.1, decline: int | None = None, echo: bool = False, hz: float = OPERATOR_HZ
+    ) -> Phone:
+        """A registered phone that answers after `ring` seconds; None: never; `decline`: refuses with that code."""
+        ((name, user, password),) = await self.add_operators(1, *queues)
+
+        async def on_invite(dialog: Dialog) -> None:
+            if decline is not None:
+                phone.refuse(dialog, decline)
+                return
+            await phone.ring(dialog)
+            if ring is not None:
+                await asyncio.sleep(ring)
+                await phone.answer(dialog)
+
+        phone = await Phone(self.server, user, password, on_invite, source=tone(hz), echo=echo).open("127.0.0.2")
+        await phone.register()
+        self._phones.append(phone)
+        await until(lambda: self.member(user, *queues[:1]) == "ready", f"{name} is a ready member")
+        return phone
+
+    async def caller(self, number: str | None = None, *, hz: float | None = CALLER_HZ, **call: Any) -> Dialog:
+        """A citizen's call, placed; its number is its own unless given."""
+        self._counter += 1
+        phone = await Phone(self.server, number or f"0812{self._counter:08d}", source=tone(hz) if hz else None).open()
+        self._phones.append(phone)
+        return await phone.call(**call)
+
+    async def answered_caller(self, number: str | None = None, **call: Any) -> Dialog:
+        dialog = await self.caller(number, **call)
+        async with asyncio.timeout(5):
+            await dialog.answered.wait()
+        return dialog
+
+    async def hang_up_all(self) -> None:
+        """End every call and take every phone away."""
+        for phone in self._phones:
+            if phone.password:
+                try:
+                    async with asyncio.timeout(2):
+                        await phone.register(0)
+                except (TimeoutError, Exception):  # its Asterisk may be dead by the test's own doing
+                    pass
+            await phone.close()
+        self._phones.clear()
+        self.sipp.stop()
+        await until(lambda: self.stack.channels() == 0, "all channels are gone", 90)
+
+    def member(self, user: str, queue: str = "") -> str:
+        return conf.members(self.stack.settings).get(user, "none")
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.get_bytes(path))
+
+    def get_bytes(self, path: str) -> bytes:
+        url = f"http://127.0.0.1:{self.stack.ports.console}{path}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bytes(answer.read())
+
+    def tickets(self, limit: int = 500) -> list[dict[str, Any]]:
+        return list(self.get(f"/api/v1/tickets?limit={limit}")["items"])
+
+    async def ticket(self, dialog: Dialog, *, ended: bool = True) -> dict[str, Any]:
+        """The one ticket of that call, once it is there (and over, recording judged)."""
+
+        def found() -> dict[str, Any] | None:
+            mine = [one for one in self.tickets() if one["call"]["sip_call_id"] == dialog.call_id]
+            assert len(mine) <= 1, mine
+            if mine and (not ended or (mine[0]["call"]["ended_at"] and mine[0]["recording"]["state"])):
+                return mine[0]
+            return None
+
+        return await until(found, "the call's ticket", 15)
+
+    def pid(self, program: str) -> int:
+        return int((self.state / "run" / f"{program}.pid").read_text())
+
+    def cli(self, command: str) -> str:
+        return conf.cli(self.stack.settings, command) or ""
+
+
+def make_stack(
+    directory: Path, offset: int, change: Callable[[str], str] = lambda text: text, database_url: str | None = None
+) -> Stack:
+    """A stack not started yet, with Ambon's profile as `change` makes it. It ends with this process, however that ends."""
+    profile = directory / "city.toml"
+    profile.write_text(change((ROOT / "profiles" / "ambon.toml").read_text()))
+    here = Settings(
+        state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=database_url, ASTERISK=None
+    )
+    return Stack(here, load_profile(profile), owner=os.getpid())
+
+
+def quicker(text: str) -> str:
+    """Ambon with shorter pauses and rings: the tests need not wait for the city's figures."""
+    text = text.replace("no_answer_pause_s = 60", "no_answer_pause_s = 8")
+    return text.replace("overflow_after_s = 30", "ring_s = 5\noverflow_after_s = 20").replace(
+        'names = { id = "Petugas penerima", en = "Call takers" }',
+        'ring_s = 5\nnames = { id = "Petugas penerima", en = "Call takers" }',
+    )
+
+
+async def start(stack: Stack) -> Lab:
+    await asyncio.to_thread(stack.up)
+    lab = Lab(stack)
+    database = schema.engine(stack.settings.database_url)
+    try:
+        lab.token = await Operators(stack.settings, stack.profile, database).new_token("admin")
+    finally:
+        await database.dispose()
+    return lab
