@@ -2,6 +2,7 @@
 
 A stack of its own, real SIP callers (SIPp, with audio and keys) who ring 112, real SIP operators who answer, and for each
 caller the ticket and the recording, held against what the caller's script did. Exit 0 only if all of it is right.
+KEEP=1 leaves the stack up; SVG=file draws the result (docs/demo.svg is one).
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,6 +18,7 @@ import urllib.request
 import wave
 from array import array
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -79,7 +82,8 @@ def cast(profile: Profile) -> list[Cast]:
 
 
 def main() -> int:
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    svg = os.environ.get("SVG")
+    console = Console(highlight=False, record=bool(svg), width=None if sys.stdout.isatty() else 150)
     try:
         stack = _stack()
     except StackError as error:
@@ -104,6 +108,12 @@ def main() -> int:
             console.print(
                 f"To stop it: CALLROUTER_STATE={stack.settings.state} CALLROUTER_PORT_OFFSET={stack.settings.port_offset} make down"
             )
+        if svg:
+            # Without Rich's own font, which a browser would fetch from elsewhere.
+            drawn = re.sub(
+                r"\s*@font-face \{.*?\}|Fira Code, |\s*<!--.*?-->", "", console.export_svg(title="make demo"), flags=re.DOTALL
+            )
+            Path(svg).write_text(drawn)
         return 0 if good else 1
     finally:
         sipp.stop()

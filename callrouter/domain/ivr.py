@@ -148,12 +148,3 @@ class Ivr:
     def _route(self, code: str, queue: str, how: str) -> Route:
         self.state = State.DONE
         return Route(code, queue, self.language, how)
-
-
-def diagram() -> str:
-    """The transitions as a Mermaid state diagram."""
-    name = {state: state.name.lower() for state in State}
-    lines = ["stateDiagram-v2", f"    [*] --> {name[State.START]}"]
-    lines += [f"    {name[state]} : {state.value}" for state in State]
-    lines += [f"    {name[a]} --> {name[b]} : {label}" for a, label, b in TRANSITIONS]
-    return "\n".join([*lines, f"    {name[State.DONE]} --> [*]"]) + "\n"

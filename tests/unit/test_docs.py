@@ -1,12 +1,18 @@
 """Pages made from the code are neither stale nor silent about a key."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import typer
 from pydantic import BaseModel
 
+from callrouter.cli import app
 from callrouter.config import ROOT, Settings
 from callrouter.profile.model import PROMPTS, Profile
+from callrouter.web import health
+from callrouter.web.api import PREFIX, ROUTES
 from tools.configuration_doc import _part, page
 from tools.docs import PAGES
 
@@ -44,3 +50,28 @@ def test_every_variable_has_a_meaning() -> None:
         assert f"\n| `{variable}` |" in text
     assert len(Settings.model_fields) == len(names) + 1
     assert str(ROOT) not in text
+
+
+def _commands(group: typer.Typer, before: str = "") -> Iterator[str]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield before + (command.name or command.callback.__name__)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _commands(inner.typer_instance, f"{before}{inner.name} ")
+
+
+def test_every_command_and_route_is_told() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    commands = list(_commands(app))
+    assert "ticket list" in commands
+    for command in commands:
+        assert re.search(rf"`(callrouter )?{command}\b", text), command
+    for route in (*(PREFIX + route.path for route in ROUTES), *health.ROUTES):
+        assert f"{route}`" in text, route
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
