@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 UNCLASSIFIED = "unclassified"
+JOURNAL, EMERGENCY, RECONCILIATION = "journal", "emergency", "reconciliation"
+"""Who may tell of a call: Asterisk's journal, the daemon's emergency record, other witnesses found by reconciliation."""
+CUT = "cut"
+_STRENGTH = {None: 0, CUT: 1, RECONCILIATION: 2, EMERGENCY: 3, JOURNAL: 4}
 TRUNK, OPERATOR, OUTSIDE = "PJSIP/trunk-", "PJSIP/op-", "PJSIP/out-"
 _LIST_MAX = 200  # entries of a call's lists: a caller who waits for hours does not grow without end
 _TEXT_MAX, _HEADER_MAX, _PATH_MAX = 512, 2048, 4096
@@ -77,6 +81,7 @@ class Call(NamedTuple):
     ended_by: str | None = None
     hangup_cause: int | None = None
     outcome: str | None = None
+    cut: bool = False  # no record proves an end: Asterisk started anew
     notes: tuple[tuple[float, str], ...] = ()
     story: tuple[tuple[float, str, str], ...] = ()  # (when, what, who or what with)
 
@@ -171,6 +176,16 @@ class OpenCalls:
             self._by_linkedid[after.linkedid] = after.id
         if before is not None and before.linkedid != after.linkedid:
             self._by_linkedid.pop(before.linkedid, None)
+
+
+def proof(call: Call, source: str) -> str | None:
+    """Who proves that the call, as `source` tells it, has ended; None while it goes on."""
+    return None if call.ended_at is None else CUT if call.cut else source
+
+
+def stronger(proof: str | None, known: str | None) -> bool:
+    """Is this proof of a call's end better than the one that is known? None: no end is known."""
+    return _STRENGTH[proof] > _STRENGTH[known]
 
 
 def shown(call: Call) -> Call:
@@ -323,7 +338,7 @@ def _cut(call: Call) -> Call:
     if call.ended_by is not None:  # had hung up already: only the last record is missing
         return call._replace(**changes, ended_at=call.seen_at, outcome=_outcome(call))
     notes = _noted(call, call.seen_at, "cut off: Asterisk was restarted")
-    return call._replace(**changes, ended_at=call.seen_at, ended_by="system", outcome="lost", notes=notes)
+    return call._replace(**changes, ended_at=call.seen_at, ended_by="system", outcome="lost", cut=True, notes=notes)
 
 
 # --- events on others' channels ---------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Ledger:
             _log.warning("journal: not all was a record", set_aside=len(batch.bad), file=batch.file)
         if batch.events:
             self.lag_s = max(0.0, time.time() - batch.events[-1].at)
-        for call, _, _ in facts:
+        for call, *_ in facts:
             if call.outcome is None:
                 self._shown[call.id] = shown(call)
             else:

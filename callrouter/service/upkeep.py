@@ -114,7 +114,9 @@ class Upkeep:
         except OSError as error:  # unreadable now; the next round may be luckier
             _log.warning("recording cannot be read", call_id=due.call_id, error=str(error))
             return None
-        return Found("ok" if whole else "partial", round(seconds, 3), digest, str(path.relative_to(self._state)))
+        longer = seconds - due.answered_s  # recording begins as the call is answered
+        until = due.ended_at + timedelta(seconds=longer) if due.cut and longer > 0 else None
+        return Found("ok" if whole else "partial", round(seconds, 3), digest, str(path.relative_to(self._state)), until)
 
     def _path(self, due: Due) -> Path | None:
         """Where the journal says the recording is; nothing outside our directory."""

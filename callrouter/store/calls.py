@@ -1,7 +1,8 @@
 """Writes what the journal says about calls: position, call rows, new tickets and the news of them in one transaction.
 
 So each record counts exactly once, whatever is killed when. A ticket's number is given in the transaction that opens it,
-gap-free within the city's day, and never again. The end of a call is final: only a rebuild writes over it.
+gap-free within the city's day, and never again. The end of a call is final: only a stronger proof (the journal, after an
+end that the emergency record or reconciliation told) or a rebuild writes over it.
 """
 
 from collections import Counter
@@ -14,12 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from callrouter.domain.call import Call, restored, state
+from callrouter.domain.call import JOURNAL, Call, proof, restored, state, stronger
 from callrouter.domain.caller import Caller, normalise
 from callrouter.domain.ticket import AFTER, day, number
 from callrouter.store.schema import bad_record, call, change, day_counter, journal_position, ticket, upsert
 
-_UPKEEPS = frozenset(("recording_state", "recording_seconds", "recording_sha256", "recording_file"))
+_UPKEEPS = frozenset(("recording_state", "recording_seconds", "recording_sha256", "recording_file", "recording_until"))
 _FACTS = tuple(column.name for column in call.columns if column.name not in _UPKEEPS)
 
 
@@ -42,11 +43,17 @@ class Position(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """A call as it is now. `news`: something changed that a person can see; `test`: it carries a valid test signature."""
+    """A call as it is now. `news`: something changed that a person can see; `test`: it carries a valid test signature;
+    `source`: who tells it."""
 
     call: Call
     news: bool
     test: bool
+    source: str = JOURNAL
+
+    @property
+    def proof(self) -> str | None:
+        return proof(self.call, self.source)
 
 
 class Moved(Exception):
@@ -89,11 +96,7 @@ async def record(
     if not facts:
         return set()
     known = await _known(connection, [fact.call.id for fact in facts])
-    kept = [
-        fact
-        for fact in facts
-        if fact.call.id not in known or (fact.call.ended_at is not None if rebuild else not known[fact.call.id].ended)
-    ]
+    kept = [fact for fact in facts if fact.call.id not in known or _counts(fact, known[fact.call.id], rebuild)]
     if not kept:
         return set()
     callers = {fact.call.id: _caller(fact.call, city) for fact in kept}
@@ -119,16 +122,22 @@ async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) 
 
 class _Known(NamedTuple):
     number: str
-    ended: bool
+    proof: str | None  # of its end
+
+
+def _counts(fact: Fact, known: _Known, rebuild: bool) -> bool:
+    if rebuild:  # another process may be following a call that goes on
+        return fact.proof is not None and (fact.proof == known.proof or stronger(fact.proof, known.proof))
+    return known.proof is None or stronger(fact.proof, known.proof)
 
 
 async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
     rows = await connection.execute(
-        sa.select(call.c.call_id, ticket.c.number, call.c.ended_at.is_not(None))
+        sa.select(call.c.call_id, ticket.c.number, call.c.ended_from)
         .join(ticket, ticket.c.call_id == call.c.call_id)
         .where(call.c.call_id.in_(call_ids))
     )
-    return {call_id: _Known(of_ticket, bool(ended)) for call_id, of_ticket, ended in rows}
+    return {call_id: _Known(of_ticket, ended_from) for call_id, of_ticket, ended_from in rows}
 
 
 async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:
@@ -228,6 +237,8 @@ def _row(fact: Fact, caller: Caller, node: str) -> dict[str, Any]:
         "operator_answered_at": _instant(one.operator_answered_at),
         "outside_answered_at": _instant(one.outside_answered_at),
         "ended_at": _instant(one.ended_at),
+        "ended_from": fact.proof,
+        "source": fact.source,
         "class": one.class_,
         "how": one.how or None,
         "language": one.language or None,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from callrouter.domain.call import CUT
 from callrouter.store.calls import announce
 from callrouter.store.schema import call, change, ticket
 
@@ -20,6 +21,7 @@ class Due(NamedTuple):
     path: str | None
     answered_s: float
     ended_at: datetime
+    cut: bool = False  # by the end of Asterisk: the end is only the last that the journal proves
 
 
 class Found(NamedTuple):
@@ -27,12 +29,13 @@ class Found(NamedTuple):
     seconds: float | None
     sha256: str | None
     file: str | None  # relative to the state directory
+    until: datetime | None = None  # the call was cut, and its recording proves that it lived longer than the journal knows
 
 
 async def due(connection: AsyncConnection, node: str) -> list[Due]:
     """The newest first: one whose file stays open to writing holds up no other."""
     rows = await connection.execute(
-        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at)
+        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at, call.c.ended_from)
         .where(call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None))
         .order_by(call.c.ended_at.desc())
         .limit(_AT_ONCE)
@@ -43,6 +46,7 @@ async def due(connection: AsyncConnection, node: str) -> list[Due]:
             row.recording_path,
             (row.ended_at - row.answered_at).total_seconds() if row.answered_at else 0.0,
             row.ended_at,
+            row.ended_from == CUT,
         )
         for row in rows
     ]
@@ -70,6 +74,7 @@ async def save(connection: AsyncConnection, call_id: str, found: Found) -> None:
             recording_seconds=found.seconds,
             recording_sha256=found.sha256,
             recording_file=found.file,
+            recording_until=found.until,
         )
     )
     number = await connection.scalar(sa.select(ticket.c.number).where(ticket.c.call_id == call_id))

@@ -62,6 +62,8 @@ call = sa.Table(
     sa.Column("operator_answered_at", Instant),
     sa.Column("outside_answered_at", Instant),
     sa.Column("ended_at", Instant),
+    sa.Column("ended_from", sa.String),  # who proves the end: journal, emergency, reconciliation; cut: nobody, Asterisk was killed
+    sa.Column("source", sa.String, nullable=False),  # who told of the call last: journal, emergency, reconciliation
     sa.Column("class", sa.String, nullable=False),
     sa.Column("how", sa.String),  # how the class was found, or why it was not
     sa.Column("language", sa.String),
@@ -90,6 +92,7 @@ call = sa.Table(
     sa.Column("recording_seconds", sa.Float),
     sa.Column("recording_sha256", sa.String),
     sa.Column("recording_file", sa.String),  # relative to the state directory
+    sa.Column("recording_until", Instant),  # of a call that was cut: its recording proves that it lived so long
 )
 sa.Index("ix_call_open", call.c.node, sqlite_where=call.c.ended_at.is_(None), postgresql_where=call.c.ended_at.is_(None))
 sa.Index(

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from callrouter.domain.call import CUT
 from callrouter.domain.caller import beginnings, tidy
 from callrouter.store.schema import Instant, call, operator, ticket
 
@@ -165,7 +166,7 @@ def _shape(row: Mapping[Any, Any], names: Mapping[str, str]) -> dict[str, Any]:
             "classified_at": _time(row["call_classified_at"]),
             "queued_at": _time(row["call_queued_at"]),
             "operator_answered_at": _time(row["call_operator_answered_at"]),
-            "ended_at": _time(row["call_ended_at"]),
+            "ended_at": _time(row["call_recording_until"] or row["call_ended_at"]),
             "queue": row["call_queue"],
             "queues": list(row["call_queues"]),
             "operator": names.get(row["call_operator"], row["call_operator"]),
@@ -182,9 +183,18 @@ def _shape(row: Mapping[Any, Any], names: Mapping[str, str]) -> dict[str, Any]:
         },
         "links": [],
         "dispatches": [],
-        "notes": [{"at": _epoch(at), "by": "system", "text": text} for at, text in row["call_notes"]],
+        "notes": [{"at": at, "by": "system", "text": text} for at, text in _notes(row)],
         "history": _history(row["call_story"], names),
     }
+
+
+def _notes(row: Mapping[Any, Any]) -> list[tuple[str | None, str]]:
+    notes = [(_epoch(at), text) for at, text in row["call_notes"]]
+    if row["call_ended_from"] == CUT:
+        witness = "recording" if row["call_recording_until"] else "last journal record"
+        until = _time(row["call_recording_until"] or row["call_ended_at"])
+        notes.append((until, f"lived at least until {until}, as the {witness} proves"))
+    return notes
 
 
 def _history(story: Sequence[Sequence[Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
