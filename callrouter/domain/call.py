@@ -18,6 +18,8 @@ TRUNK, OPERATOR, OUTSIDE = "PJSIP/trunk-", "PJSIP/op-", "PJSIP/out-"
 _LIST_MAX = 200  # entries of a call's lists: a caller who waits for hours does not grow without end
 _TEXT_MAX, _HEADER_MAX, _PATH_MAX = 512, 2048, 4096
 
+# Q.850 causes by which dialplans/queue.conf knows a dead phone; any other one that requeues is a hang-up within 3 s.
+_PHONE_LOST = ("27", "38", "41", "42", "44")
 # Why a call is unclassified, for the note on its ticket. `how` is the dialplan's and the IVR's word.
 _WHY = {
     "interrupted": "menu interrupted: went on to a human without a class",
@@ -265,10 +267,11 @@ def _queue(call: Call, event: Event) -> _Changes:
 
 def _requeue(call: Call, event: Event) -> _Changes:
     cause = _fields(event, 1)[0]
+    what = "operator's phone lost" if cause in _PHONE_LOST else "operator hung up at once"
     return {
         "left_by_other": False,
         "requeue_cause": int(cause) if _is_cause(cause) else None,
-        "notes": _noted(call, event.at, f"operator's phone lost (cause {_text(cause)}): back to the front of the queue"),
+        "notes": _noted(call, event.at, f"{what} (cause {_text(cause)}): back to the front of the queue"),
         "story": _told(call, event.at, "requeued", _text(cause)),
     }
 
