@@ -72,6 +72,14 @@ async def add_token(connection: AsyncConnection, role: str, digest: str) -> None
     await connection.execute(token.insert().values(role=role, hash=digest, created_at=datetime.now(UTC)))
 
 
+async def disable_token(connection: AsyncConnection, number: int) -> bool:
+    """False when no token of that id is in force."""
+    done = await connection.execute(
+        token.update().where(token.c.id == number, token.c.disabled_at.is_(None)).values(disabled_at=datetime.now(UTC))
+    )
+    return bool(done.rowcount)
+
+
 async def role_of(connection: AsyncConnection, digest: str) -> str | None:
     """The role of the token with that hash; None when there is none."""
     found = await connection.execute(sa.select(token.c.role).where(token.c.hash == digest, token.c.disabled_at.is_(None)))
