@@ -52,7 +52,7 @@ class Daemon:
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self.intake.serve, self._arrived)
         self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self.gauges.event, self._resync)
         self.refusals = Refusals(self.database)
-        self.hep = HepListener("127.0.0.1", ports.hep, ports.sip, self.refusals.count)
+        self.hep = HepListener("127.0.0.1", ports.hep, (profile.network.sip_address, ports.sip), self.refusals.count)
         self.upkeep = Upkeep(self.database, state, NODE)
         self.disk = Disk(state)
         self.port = ports.daemon

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import struct
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Sip:
     """What is needed of a SIP message. `method` is the CSeq's, also in an answer; `code` is None in a request."""
 
     method: str
+    cseq: int
     code: int | None
     call_id: str
     to_tag: bool
@@ -82,34 +84,61 @@ def parse_sip(text: str) -> Sip | None:
         if colon:
             name = name.strip().lower()
             headers.setdefault({"i": "call-id", "t": "to"}.get(name, name), value.strip())
-    cseq = re.match(r"\d+\s+([A-Z]+)$", headers.get("cseq", ""))
+    cseq = re.match(r"(\d{1,10})\s+([A-Z]+)$", headers.get("cseq", ""), re.ASCII)
     if not cseq or not headers.get("call-id"):
         return None
-    return Sip(cseq[1], code, headers["call-id"], bool(re.search(r";\s*tag=", headers.get("to", ""), re.I)))
+    return Sip(cseq[2], int(cseq[1]), code, headers["call-id"], bool(re.search(r";\s*tag=", headers.get("to", ""), re.I)))
+
+
+@dataclass
+class _Invite:
+    """An INVITE sent to us, by its Call-ID; with other credentials it comes again under another CSeq number."""
+
+    cseq: int
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    at: float
+    answered: bool = False
 
 
 class Refusals:
-    """Decides which answers refuse an INVITE sent to us. `on_refusal(source, code)` is told once per refused INVITE."""
+    """Decides which answers refuse an INVITE sent to us. `on_refusal(source, code)` is told once per refused INVITE.
 
-    def __init__(self, sip_port: int, on_refusal: Callable[[str, int], None]) -> None:
-        self._sip_port, self._on_refusal = sip_port, on_refusal
-        self._asked: dict[str, float] = {}  # Call-ID of an INVITE without final answer → when
-        self._challenged: dict[str, tuple[float, str, int]] = {}  # Call-ID → (when, source, code)
+    `server` is our own SIP address. Where that is every address (0.0.0.0), an INVITE of ours to the same port of somebody
+    else cannot be told from one to us.
+    """
+
+    def __init__(self, server: tuple[str, int], on_refusal: Callable[[str, int], None]) -> None:
+        self._server, self._on_refusal = server, on_refusal
+        # By Call-ID, oldest first. OrderedDict: the first of a dict is slow to find when many before it were deleted.
+        self._asked: OrderedDict[str, _Invite] = OrderedDict()  # answered ones are kept: what gets lost is sent again
+        self._challenged: OrderedDict[str, tuple[float, str, int]] = OrderedDict()  # (when, source, code)
 
     def take(self, packet: Packet, now: float) -> None:
         self.settle(now)
         sip = parse_sip(packet.payload)
         if sip is None or sip.method != "INVITE":
             return
+        asked = self._asked.get(sip.call_id)
         if sip.code is None:
-            if packet.destination[1] == self._sip_port and not sip.to_tag and len(self._asked) < _PENDING_MAX:
-                self._challenged.pop(sip.call_id, None)  # came again, with credentials
-                self._asked[sip.call_id] = now
-        elif packet.source[1] == self._sip_port and sip.code >= 200 and self._asked.pop(sip.call_id, None) is not None:
+            if not self._is_ours(packet.destination) or sip.to_tag or (asked is not None and sip.cseq <= asked.cseq):
+                return  # to somebody else; within a call; sent again
+            self._challenged.pop(sip.call_id, None)  # came again, with credentials
+            self._asked.pop(sip.call_id, None)
+            if len(self._asked) >= _PENDING_MAX:
+                self._asked.popitem(last=False)
+            self._asked[sip.call_id] = _Invite(sip.cseq, packet.source, packet.destination, now)
+        elif asked is not None and not asked.answered and sip.code >= 200 and sip.cseq == asked.cseq:
+            if packet.source != asked.destination or packet.destination[0] != asked.source[0]:
+                return  # only who was asked can refuse; without rport the answer goes to another port (RFC 3261 18.2.2)
+            asked.answered = True
             if sip.code in (401, 407):
-                self._challenged[sip.call_id] = (now, packet.destination[0], sip.code)
+                self._challenged[sip.call_id] = (now, asked.source[0], sip.code)
             elif sip.code >= 300 and sip.code != 487:  # 487: the caller cancelled
-                self._on_refusal(packet.destination[0], sip.code)
+                self._on_refusal(asked.source[0], sip.code)
+
+    def _is_ours(self, address: tuple[str, int]) -> bool:
+        return address[1] == self._server[1] and self._server[0] in (address[0], "0.0.0.0")
 
     def settle(self, now: float) -> None:
         """Count the challenged INVITEs that did not come again in time; forget those whose answer got lost."""
@@ -119,13 +148,15 @@ class Refusals:
                 break
             del self._challenged[call_id]
             self._on_refusal(source, code)
-        while self._asked and now - (oldest := next(iter(self._asked.items())))[1] > _FORGET_S:
+        while self._asked and now - (oldest := next(iter(self._asked.items())))[1].at > _FORGET_S:
             del self._asked[oldest[0]]
 
 
 class HepListener(asyncio.DatagramProtocol):
-    def __init__(self, host: str, port: int, sip_port: int, on_refusal: Callable[[str, int], None]) -> None:
-        self._address, self._refusals = (host, port), Refusals(sip_port, on_refusal)
+    """Listens at `host` and `port`; `server` is our own SIP address."""
+
+    def __init__(self, host: str, port: int, server: tuple[str, int], on_refusal: Callable[[str, int], None]) -> None:
+        self._address, self._refusals = (host, port), Refusals(server, on_refusal)
         self._health = Health()
 
     def status(self) -> Component:
