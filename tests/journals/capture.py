@@ -107,6 +107,17 @@ async def operators_phone_dies(lab: Lab) -> None:
     await caller.hang_up()
 
 
+async def requeued_operator_ends(lab: Lab) -> None:
+    operator = await lab.operator("medical")
+    caller = await pressing(lab, "1")
+    first = await talk(operator)
+    await first.hang_up()
+    second = await talk(operator)
+    await asyncio.sleep(TALK_S)
+    await second.hang_up()
+    await until(caller.ended.is_set, "the call ends")
+
+
 async def declined(lab: Lab) -> None:
     refusing, taker = await lab.operator("medical", decline=486), await lab.operator("call_takers")
     caller = await pressing(lab, "1")
@@ -236,8 +247,9 @@ SCENARIOS: dict[str, Callable[[Lab], Awaitable[None]]] = {
     one.__name__: one
     for one in (
         answered_caller_ends, answered_operator_ends, abandoned_in_menu, abandoned_while_ringing, silence, wrong_keys,
-        picked_up_by_mistake, operators_phone_dies, declined, let_ring, overflow, blind_transfer, attended_transfer, hostile_name,
-        no_daemon_key_in_queue, interrupted_by_kill, interrupted_by_timer, outside_number, hung_up_before_answer, asterisk_killed,
+        picked_up_by_mistake, requeued_operator_ends, operators_phone_dies, declined, let_ring, overflow, blind_transfer,
+        attended_transfer, hostile_name, no_daemon_key_in_queue, interrupted_by_kill, interrupted_by_timer, outside_number,
+        hung_up_before_answer, asterisk_killed,
     )
 }  # fmt: skip
 

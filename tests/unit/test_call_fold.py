@@ -58,6 +58,11 @@ EXPECTED: dict[str, tuple[dict[str, object], tuple[str, ...], tuple[str, ...]]] 
         (f"rang {ONE}", f"answered {ONE}", f"left {ONE}", "requeued 16", f"answered {ONE}", f"left {ONE}"),
         ("operator hung up at once (cause 16): back to the front of the queue",),
     ),
+    "requeued_operator_ends": (
+        {**MEDICAL, "ended_by": "operator"},
+        (f"rang {ONE}", f"answered {ONE}", f"left {ONE}", "requeued 16", f"answered {ONE}", f"left {ONE}"),
+        ("operator hung up at once (cause 16): back to the front of the queue",),
+    ),
     "operators_phone_dies": (
         {**MEDICAL, "operator": TWO},
         (f"rang {ONE}", f"answered {ONE}", f"left {ONE}", "requeued 44", f"rang {TWO}", f"answered {TWO}", f"left {TWO}"),
@@ -283,14 +288,64 @@ def test_no_record_can_do_harm(events: list[Event]) -> None:
             assert apply(again, event) == again
 
 
+def told(call: Call, kind: str, at: float, **fields: str) -> Event:
+    """A record of the caller's own channel."""
+    extra = json.dumps({"extra": fields.pop("extra", "")})
+    return CAPTURED["silence"][0]._replace(
+        kind=kind, at=at, uniqueid=call.id, linkedid=call.linkedid, channel=call.channel, extra=extra, **fields
+    )
+
+
 def test_a_caller_who_waits_for_hours_does_not_grow_without_end() -> None:
-    (call,) = (opened(CAPTURED["silence"][0]),)
-    event = CAPTURED["silence"][0]
+    call = opened(CAPTURED["silence"][0])
     for n in range(2000):
-        for kind, text in (("ROUTE", f"queue_{n % 2}"), ("REQUEUE", "44|medical"), ("OUTSIDE", "far"), ("QUEUE", "TIMEOUT|x")):
-            call = apply(call, event._replace(kind=kind, at=event.at + n, extra=json.dumps({"extra": text})))
+        for kind, extra in (("ROUTE", f"queue_{n % 2}"), ("REQUEUE", "44|medical"), ("OUTSIDE", "far"), ("QUEUE", "TIMEOUT|x")):
+            call = apply(call, told(call, kind, call.arrived_at + n, extra=extra))
     assert len(json.dumps(state(call))) < 60_000
     assert call.queues[:2] == ("queue_0", "queue_1")
+    assert [what for _, what, _ in call.story].count("outside number dialled") == 1
+
+
+@pytest.mark.parametrize("kind", ["CALL", "CLASS", "ROUTE", "REQUEUE", "OUTSIDE"])
+def test_no_control_character_is_kept(kind: str) -> None:
+    call = opened(CAPTURED["silence"][0])
+    call = apply(call, told(call, kind, call.arrived_at, extra="|".join(["a\0b\x1bc\ud800d%00e%0Af"] * 6)))
+    kept = json.dumps([value for field, value in state(call).items() if field not in ("name", "number")])
+    assert all(escape not in kept for escape in ("\\u00", "\\ud8", "\\n"))
+    assert "abcd" in kept
+
+
+def test_an_outside_number_that_nobody_took_is_not_who_ended_the_call() -> None:
+    """Voicemail answered: Dial says ANSWER, but nobody came into the caller's bridge."""
+    events = [event for event in CAPTURED["outside_number"] if not event.kind.startswith("BRIDGE_")]
+    (call,) = folded(events).values()
+    assert (call.outcome, call.outside_answered_at, call.left_by_other) == ("abandoned_queue", None, False)
+
+
+def test_who_shares_the_callers_bridge_is_known_by_the_bridge() -> None:
+    """An operator who joins from a call of his own may keep that call's linkedid; the talk is the same."""
+    moved = [
+        event._replace(linkedid="callrouter-1.1") if event.channel.startswith(f"PJSIP/{TWO}") else event
+        for event in CAPTURED["attended_transfer"]
+    ]
+    assert folded(moved) == folded(CAPTURED["attended_transfer"])
+
+
+def test_the_same_operator_in_the_same_bridge_is_told_once() -> None:
+    events = CAPTURED["answered_caller_ends"]
+    entered = next(n for n, event in enumerate(events) if event.kind == "BRIDGE_ENTER" and event.peer)
+    later = events[entered]._replace(at=events[entered].at + 0.25)
+    assert folded([*events[: entered + 1], later, *events[entered + 1 :]]) == folded(events)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_others_channels_say_after_the_end_is_nothing_to_the_call(name: str) -> None:
+    events = CAPTURED[name]
+    calls = OpenCalls()
+    folded(events, calls)
+    assert [calls.take(event) for event in events if not event.channel.startswith("PJSIP/trunk-")] == [
+        [] for event in events if not event.channel.startswith("PJSIP/trunk-")
+    ]
 
 
 def test_people_are_told_only_of_what_they_see() -> None:
@@ -321,6 +376,7 @@ def test_other_channels_are_no_calls() -> None:
     for events in CAPTURED.values():
         mine = {event.uniqueid for event in events if event.channel.startswith("PJSIP/trunk-")}
         assert folded([event for event in events if event.uniqueid not in mine]) == {}
+        assert folded([event._replace(linkedid="callrouter-1.1") for event in events]) == {}  # a leg of somebody else's call
 
 
 def test_hung_up_and_then_asterisk_was_killed_keeps_its_true_end() -> None:
