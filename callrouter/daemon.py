@@ -4,7 +4,7 @@ Registering the ARI application *is* taking calls, and it waits for nothing but 
 AMI and metrics come up beside it and catch up. Any of them may be away for hours; callers do not notice.
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
-    ami ──▶ gauges                 hep ──▶ refusals
+    ami ──▶ gauges                 hep ──▶ refusals               watchdog ──▶ asks Asterisk, ends it if wedged
 """
 
 import asyncio
@@ -30,9 +30,11 @@ from callrouter.service.disk import Disk
 from callrouter.service.gauges import Gauges
 from callrouter.service.intake import Intake, flow
 from callrouter.service.ledger import NODE, Ledger
+from callrouter.service.pulse import Pulse
 from callrouter.service.refusals import Refusals
 from callrouter.service.setup import city
 from callrouter.service.upkeep import Upkeep
+from callrouter.service.watchdog import Watchdog
 from callrouter.store import schema
 from callrouter.web.health import add_health
 
@@ -47,6 +49,7 @@ class Daemon:
         state, ports = settings.state, settings.ports(profile)
         self.database = schema.engine(settings.database_url)
         self.gauges = Gauges()
+        self.pulse = Pulse(self.gauges.registry)
         self.ledger = Ledger(self.database, state / "journal" / "cel.csv", city(profile), secret(state, "test_call"))
         self.intake = Intake(flow(profile), state / "prompts", self.gauges.routed)
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self.intake.serve, self._arrived)
@@ -55,16 +58,18 @@ class Daemon:
         self.hep = HepListener("127.0.0.1", ports.hep, (profile.network.sip_address, ports.sip), self.refusals.count)
         self.upkeep = Upkeep(self.database, state, NODE)
         self.disk = Disk(state)
+        self.watchdog = Watchdog(state, (profile.network.sip_address, ports.sip), self.ami, self.ari, self.ledger)
         self.port = ports.daemon
 
     async def run(self) -> None:
-        self.gauges.watch(self.ari, self.ledger, self.refusals)
+        self.gauges.watch(self.ari, self.ledger, self.refusals, self.watchdog)
         runner = web.AppRunner(self._http(), access_log=None)
         await runner.setup()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.ari.run())  # first: from here on calls are ours
-                for part in (self.ledger, self.ami, self.hep, self.refusals, self.upkeep, self.disk):
+                parts = (self.ledger, self.ami, self.hep, self.refusals, self.upkeep, self.disk, self.watchdog, self.pulse)
+                for part in parts:
                     group.create_task(part.run())
                 await web.TCPSite(runner, "127.0.0.1", self.port).start()
         finally:
@@ -72,17 +77,15 @@ class Daemon:
             await self.database.dispose()
 
     async def components(self) -> Mapping[str, Component]:
-        ari, ami = self.ari.status(), self.ami.status()
-        up = ari.ok or ami.ok
-        asterisk = Component(up, "answers" if up else "neither ARI nor AMI answers", max(ari.since, ami.since))
         return {
-            "asterisk": asterisk,
-            "ari": ari,
-            "ami": ami,
+            "asterisk": self.watchdog.status(),
+            "ari": self.ari.status(),
+            "ami": self.ami.status(),
             "database": self.upkeep.database_status(),
             "journal": self.ledger.status(),
             "disk": self.disk.status(),
             "recordings": self.upkeep.status(),
+            "daemon": self.pulse.status(),
         }
 
     def _http(self) -> web.Application:

@@ -8,7 +8,9 @@
 
 import asyncio
 import contextlib
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,10 +22,11 @@ from callrouter.health import Component, Health
 
 log = structlog.get_logger(__name__)
 
-_ACTION_S, _CONNECT_S, _PING_S = 5.0, 5.0, 5.0
+_ACTION_S, _CONNECT_S, _PING_S = 5.0, 5.0, 1.0
+_QUIET_S = 2.5  # without a message: told as not well
 _LINE_MAX = 1000  # Asterisk refuses 1,024 and more (main/manager.c)
 _EVENTS_MAX = 10_000
-_BACKOFF_MAX_S = 3.0
+_BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 3.0
 
 
 class AmiError(Exception):
@@ -53,26 +56,28 @@ class Ami:
         self._address, self._login = (host, port), {"Action": "Login", "Username": user, "Secret": secret}
         self._on_event, self._on_resync = on_event, on_resync
         self._connection: _Connection | None = None
+        self._backoff_s = _BACKOFF_MIN_S
+        self.heard = -math.inf  # time.monotonic() of the last sign of life
         self._health = Health("not connected yet")
 
     def status(self) -> Component:
+        if self._connection is not None:
+            quiet_s = time.monotonic() - self.heard
+            self._health.set(quiet_s < _QUIET_S, "connected" if quiet_s < _QUIET_S else f"no answer for {quiet_s:.0f} s")
         return self._health.status()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        backoff = 0.1
         while True:
             try:
                 await self._session()
                 reason = "Asterisk closed the connection"
             except (OSError, TimeoutError, AmiError) as error:
                 reason = f"{type(error).__name__} {error}".strip()
-            if self._health.status().ok:
-                backoff = 0.1
             self._health.set(False, reason)
             log.warning("ami lost", reason=reason)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))
-            backoff = min(backoff * 2, _BACKOFF_MAX_S)
+            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.5))
+            self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
 
     async def do(self, action: Mapping[str, str]) -> dict[str, str]:
         """One action with one answer. Raises AmiError, AmiUnreachable; ValueError for a value that AMI cannot carry."""
@@ -88,14 +93,16 @@ class Ami:
             raise AmiUnreachable("not connected")
         return self._connection
 
+    def _hear(self) -> None:
+        self.heard = time.monotonic()
+
     async def _session(self) -> None:
-        connection = _Connection()
+        connection = _Connection(self._hear)
         async with asyncio.timeout(_CONNECT_S):
             await asyncio.get_running_loop().create_connection(lambda: connection, *self._address)
         try:
             await connection.send(self._login, as_list=False)
-            self._connection = connection
-            self._health.set(True, "connected")
+            self._connection, self._backoff_s = connection, _BACKOFF_MIN_S
             async with asyncio.TaskGroup() as group:
                 consumer = group.create_task(self._consume(connection))
                 pinger = group.create_task(self._ping(connection))
@@ -135,7 +142,8 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
     forgetable_actions = ()
     save_stream = None
 
-    def __init__(self) -> None:
+    def __init__(self, on_data: Callable[[], None]) -> None:
+        self._on_data = on_data
         self.events: asyncio.Queue[dict[str, str] | None] = asyncio.Queue(_EVENTS_MAX)
         self.gap, self.lost = asyncio.Event(), asyncio.Event()
         self.awaiting_actions: list[object] = []  # AMIProtocol puts here what a Manager would send again
@@ -165,6 +173,10 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
         if first["Response"] not in ("Success", "Goodbye"):
             raise AmiError(f"{action['Action']}: {plain(first).get('Message', 'refused')}")
         return answer
+
+    def data_received(self, data: bytes) -> None:
+        self._on_data()
+        super().data_received(data)
 
     def dispatch(self, message: Message) -> None:
         # Called inside data_received: an exception here would end the connection and lose the other events of this read.

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -32,7 +33,9 @@ _EVENTS = (
     "ChannelDtmfReceived",
 )
 _REQUEST_S = 2.0
-_SILENCE_S = 10.0  # without a message while calls are in the menu: the connection is dead
+_PING_S = 1.0
+_QUIET_S = 2.5  # without a message: told as not well
+_SILENCE_S = 10.0  # without a message: the connection is dead
 _BACKOFF_MAX_S = 3.0  # an emergency line never backs off for long
 
 
@@ -121,10 +124,15 @@ class Ari:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
-        self._ids, self._heard = itertools.count(), 0.0
+        self._ids = itertools.count()
+        self.heard = -math.inf  # time.monotonic() of the last sign of life
+        self._serving = False
         self._health = Health("not connected yet")
 
     def status(self) -> Component:
+        if self._serving:
+            quiet_s = time.monotonic() - self.heard
+            self._health.set(quiet_s < _QUIET_S, "connected" if quiet_s < _QUIET_S else f"no answer for {quiet_s:.0f} s")
         return self._health.status()
 
     @property
@@ -208,17 +216,17 @@ class Ari:
                 continue
             with contextlib.suppress(AriError):  # 404: hung up meanwhile
                 self._enter(await self.request("GET", f"channels/{channel_id}"), found=True)
-        self._health.set(True, "connected")
+        self._serving = True
         log.info("ari connected", calls_found=len(inside))
 
     async def _watch(self) -> None:
         """The WebSocket's own ping tells a dead peer; this one tells an Asterisk that is up but does not answer requests."""
-        self._heard = time.monotonic()
+        self.heard = time.monotonic()
         while True:
-            await asyncio.sleep(_SILENCE_S / 4)
+            await asyncio.sleep(_PING_S)
             with contextlib.suppress(AriUnreachable):
                 await self.request("GET", f"applications/{self._application}")
-            if time.monotonic() - self._heard > _SILENCE_S:
+            if time.monotonic() - self.heard > _SILENCE_S:
                 raise AriUnreachable(f"nothing heard for {_SILENCE_S:.0f} s")
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -226,7 +234,7 @@ class Ari:
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return
-            self._heard = time.monotonic()
+            self.heard = time.monotonic()
             self._take(json.loads(message.data))
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -267,7 +275,7 @@ class Ari:
 
     def _drop(self) -> None:
         """The connection is gone: fail what waits, end the calls' tasks. The calls themselves go on in Asterisk."""
-        self._socket = None
+        self._socket, self._serving = None, False
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(AriUnreachable("connection lost"))

@@ -1,4 +1,4 @@
-"""What the daemon's /metrics shows, from memory: calls in the menu, routing time, journal, refusals, operators by state."""
+"""What the daemon's /metrics shows, from memory: calls in the menu, routing time, journal, refusals, operators, Asterisk."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from callrouter.asterisk.ari import Ari
 from callrouter.service.ledger import Ledger
 from callrouter.service.refusals import Refusals
+from callrouter.service.watchdog import Watchdog
 
 _STATES = {
     "0": "unknown",
@@ -34,11 +35,11 @@ class Gauges:
             registry=self.registry,
         )
         self._members: dict[tuple[str, str], str] = {}
-        self._parts: tuple[Ari, Ledger, Refusals] | None = None
+        self._parts: tuple[Ari, Ledger, Refusals, Watchdog] | None = None
         self.registry.register(self)
 
-    def watch(self, ari: Ari, ledger: Ledger, refusals: Refusals) -> None:
-        self._parts = (ari, ledger, refusals)
+    def watch(self, ari: Ari, ledger: Ledger, refusals: Refusals, watchdog: Watchdog) -> None:
+        self._parts = (ari, ledger, refusals, watchdog)
 
     def routed(self, how: str, seconds: float) -> None:
         self._route.labels(how).observe(seconds)
@@ -64,7 +65,7 @@ class Gauges:
         yield operators
         if self._parts is None:
             return
-        ari, ledger, refusals = self._parts
+        ari, ledger, refusals, watchdog = self._parts
         yield GaugeMetricFamily("callrouter_menu_calls", "Callers in the menu.", ari.calls)
         yield GaugeMetricFamily("callrouter_live_calls", "Calls in progress, as the journal tells.", ledger.calls_in_progress)
         yield GaugeMetricFamily("callrouter_journal_lag_seconds", "Age of the newest record when it was committed.", ledger.lag_s)
@@ -80,6 +81,13 @@ class Gauges:
         for code, count in refusals.by_code.items():
             refused.add_metric((str(code),), count)
         yield refused
+        silence = GaugeMetricFamily(
+            "callrouter_asterisk_silence_seconds", "Since Asterisk's last answer, by side.", labels=("side",)
+        )
+        for side, seconds in watchdog.silence_s().items():
+            silence.add_metric((side,), seconds)
+        yield silence
+        yield CounterMetricFamily("callrouter_asterisk_kills", "Wedged Asterisks ended by the watchdog.", watchdog.kills)
 
 
 def _state(one: Mapping[str, str]) -> str:

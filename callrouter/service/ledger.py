@@ -82,6 +82,10 @@ class Ledger:
     def calls_in_progress(self) -> int:
         return len(self._open)
 
+    def talks(self) -> list[Call]:
+        """The calls in which, as far as the journal could be read, somebody talks with the caller now."""
+        return [call for call in self._open if call.talking]
+
     def arrived(self, call_id: str) -> None:
         """A caller is in the application: look at the journal now, and miss the call if it is not there soon."""
         if call_id not in self._seen:

@@ -20,6 +20,7 @@ from callrouter import log as logging
 from callrouter.config import Settings
 from callrouter.health import Component, Health
 from callrouter.profile import Profile
+from callrouter.service.pulse import Pulse
 from callrouter.store import counts, schema
 from callrouter.store.schema import AWAY, error_text
 from callrouter.web import health
@@ -46,6 +47,7 @@ class Console:
         self._counting = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self.registry = CollectorRegistry()
+        self._pulse = Pulse(self.registry)
         self._requests = Histogram(
             "callrouter_http_request_seconds", "Time to answer a request.", ["route", "status"], registry=self.registry
         )
@@ -85,8 +87,8 @@ class Console:
             for name in _OF_DAEMON:
                 self._daemon[name].set(False, why)
             return {name: part.status() for name, part in self._daemon.items()}
-        for name, told in found.items():
-            self._daemon[name].set(told.ok, told.detail)
+        for name in _FROM_DAEMON:
+            self._daemon[name].set(found[name].ok, found[name].detail)
         return found
 
     async def _asterisk_runs(self) -> bool:
@@ -142,8 +144,10 @@ class Console:
         return web.Response(text=text, content_type="text/html")
 
     async def _open(self, app: web.Application) -> AsyncIterator[None]:
+        pulse = asyncio.create_task(self._pulse.run())
         async with aiohttp.ClientSession() as self._session:
             yield
+        pulse.cancel()
         await self._database.dispose()
 
     @web.middleware
@@ -161,11 +165,13 @@ class Console:
 
 
 def _told(body: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, Component]:
-    """What the daemon's /readyz says. Raises KeyError, TypeError, ValueError for what is none."""
-    told = body["components"]
+    """What the daemon's /readyz says: the contract's components, and whatever else is not well. Raises KeyError, TypeError,
+    ValueError for what is none."""
+    told = dict(body["components"])
+    more = (name for name, one in told.items() if name not in _FROM_DAEMON and not one["ok"])
     return {
         name: Component(bool(told[name]["ok"]), str(told[name]["detail"]), datetime.fromisoformat(str(told[name]["since"])))
-        for name in _FROM_DAEMON
+        for name in (*_FROM_DAEMON, *more)
     }
 
 
