@@ -37,8 +37,8 @@ class Dialog:
         self.notified: list[str] = []  # bodies of NOTIFYs: how a transfer goes
         self.answered, self.ended = asyncio.Event(), asyncio.Event()
         self.placed, self.branch = asyncio.Event(), ""  # of our INVITE: set with its first answer; its transaction
+        self.held = False  # by us
         self._sent_sdp = 0
-        self._held = False
 
     @property
     def live(self) -> bool:
@@ -61,7 +61,7 @@ class Dialog:
 
     async def hold(self, *, held: bool = True) -> None:
         """re-INVITE: sendonly (the other side gets music), or back to sendrecv."""
-        self._held = held
+        self.held = held
         await self.phone.request(self, "INVITE", body=self.offer(CODECS))
 
     async def refer(self, uri: str) -> None:
@@ -91,7 +91,7 @@ class Dialog:
         self.ended.set()
 
     def offer(self, codecs: str) -> str:
-        return self._description("sendonly" if self._held else "sendrecv", codecs)
+        return self._description("sendonly" if self.held else "sendrecv", codecs)
 
     def accept(self, theirs: str) -> str:
         """Send audio as their SDP says, and return our answer to it."""
@@ -100,7 +100,7 @@ class Dialog:
         if audio is None:
             return self.offer(CODECS)  # an INVITE without SDP: the answer comes in the ACK
         direction = audio.mirrored
-        if self._held:
+        if self.held:
             direction = "sendonly" if direction in ("sendrecv", "sendonly") else "inactive"
         return self._description(direction, "8" if audio.key_type is None else f"8 {audio.key_type}")
 

@@ -29,10 +29,12 @@ class Heard:
         self._packets: deque[tuple[float, bytes]] = deque(maxlen=_HEARD_MAX_S * RATE // FRAME)
         self.packets = 0
         self.first_at: float | None = None
+        self.last_at: float | None = None
 
     def add(self, at: float, payload: bytes) -> None:
         self._packets.append((at, payload))
         self.packets += 1
+        self.last_at = at
         if self.first_at is None:
             self.first_at = at
 

@@ -120,6 +120,10 @@ class Ledger:
         self._open = OpenCalls(await calls.open_calls(connection, self._node))
         self._shown = {call.id: shown(call) for call in self._open}
         self._seen |= dict.fromkeys(self._shown)
+        for (
+            call_id
+        ) in self._shown:  # found in the application by a new daemon before it knew what the journal had told the last one
+            self._expected.pop(call_id, None)
         self._journal = Journal(self._path, await calls.positions(connection, self._node))
 
     def _fold(self, batch: Batch) -> list[Fact]:

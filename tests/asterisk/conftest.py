@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
 
@@ -37,6 +36,6 @@ def running(short_directory: Path) -> Iterator[Lab]:
 @pytest.fixture
 async def lab(running: Lab) -> AsyncIterator[Lab]:
     """The shared stack, ready, without anybody on it; cleared after the test."""
-    await until(lambda: running.stack.ready()["status"] == "ready", "the stack is ready", 15)
+    await running.ready()
     yield running
     await running.hang_up_all()

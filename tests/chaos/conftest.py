@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
 
@@ -31,6 +30,6 @@ def broken() -> Iterator[Lab]:
 @pytest.fixture
 async def lab(broken: Lab) -> AsyncIterator[Lab]:
     """The module's stack, ready and empty; cleared after the test."""
-    await until(lambda: broken.stack.ready()["status"] == "ready", "the stack is ready", 30)
+    await broken.ready(30)
     yield broken
     await broken.hang_up_all()

@@ -94,6 +94,20 @@ class Lab:
         self.sipp.stop()
         await until(lambda: self.stack.channels() == 0, "all channels are gone", 90)
 
+    async def ready(self, seconds: float = 15) -> None:
+        """Until every component of the stack is well; fails with those that are not."""
+        state: dict[str, Any] = {}
+
+        def well() -> bool:
+            state.update(self.stack.ready())
+            return bool(state["status"] == "ready")
+
+        try:
+            await until(well, "the stack is ready", seconds)
+        except AssertionError as error:
+            wrong = {name: one["detail"] for name, one in state["components"].items() if not one["ok"]}
+            raise AssertionError(f"{error}: {wrong}") from None
+
     def member(self, user: str, queue: str = "") -> str:
         return conf.members(self.stack.settings).get(user, "none")
 
