@@ -125,7 +125,7 @@ async def test_killed_under_60_calls_and_dead_for_5_seconds(lab: Lab) -> None:
 
 async def test_stopped_before_the_calls(lab: Lab) -> None:
     """SIGSTOP: registered, connected, and deaf. The dead-man's timer takes each caller 2 s after Stasis."""
-    async with crowd_of(lab, call_takers=12) as crowd:
+    async with crowd_of(lab, call_takers=18) as crowd:
         daemon = lab.pid("daemon")
         os.kill(daemon, signal.SIGSTOP)
         try:

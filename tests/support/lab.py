@@ -16,6 +16,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import Operators
 from callrouter.store import schema
 from tests.support import until
+from tests.support.ports import AUDIO_PORTS
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
 from tools.stack import Stack
 
@@ -147,7 +148,9 @@ def make_stack(
 ) -> Stack:
     """A stack not started yet, with Ambon's profile as `change` makes it. It ends with this process, however that ends."""
     profile = directory / "city.toml"
-    profile.write_text(change((ROOT / "profiles" / "ambon.toml").read_text()))
+    text = (ROOT / "profiles" / "ambon.toml").read_text()
+    narrow = text.replace("[network]\n", f"[network]\nrtp_last_port = {10000 + AUDIO_PORTS - 1}\n")
+    profile.write_text(change(narrow))
     here = Settings(
         state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=database_url, ASTERISK=None
     )
