@@ -62,7 +62,7 @@ def test_a_packet_as_asterisk_sends_it() -> None:
 
 def test_ipv6_addresses_and_chunks_of_others() -> None:
     data = hep(
-        chunk(5, bytes(15) + b"\1"), chunk(6, bytes(15) + b"\2"), chunk(15, b"x", vendor=9), chunk(15, b"\xff"), chunk(99, b"?")
+        chunk(5, bytes(15) + b"\1"), chunk(6, bytes(15) + b"\2"), chunk(15, b"\xff"), chunk(15, b"x", vendor=9), chunk(99, b"?")
     )
     assert parse_hep(data) == Packet(("::1", 0), ("::2", 0), "\ufffd")
 
@@ -71,6 +71,7 @@ def test_ipv6_addresses_and_chunks_of_others() -> None:
     "data",
     [
         b"", b"HEP3", b"HEP2\0\6", hep(), hep(chunk(3, bytes(4))), b"HEP3\0\0" + struct.pack("!HHH", 0, 15, 5),
+        b"HEP3\0\0" + struct.pack("!HHH", 0, 15, 0),
         b"HEP3\0\0" + struct.pack("!HHH", 0, 15, 9) + b"ab",
     ],
 )  # fmt: skip
@@ -184,6 +185,13 @@ def test_a_challenge_that_is_not_met_is_one_after_two_seconds(code: int) -> None
     assert counted.told == [(STRANGER[0], code)]
 
 
+def test_a_challenge_sent_again_is_not_the_answer_to_the_credentials() -> None:
+    first, second = request(), request(cseq=2)
+    counted = Counted().take(first, answer(401, first), second, answer(401, first), answer(200, second))
+    counted.refusals.settle(5.0)
+    assert counted.told == []
+
+
 def test_wrong_credentials_count_once() -> None:
     first, second = request(), request(cseq=2)
     counted = Counted().take(first, answer(401, first), second, answer(401, second))
@@ -228,6 +236,7 @@ def test_an_answer_counts_only_from_whom_was_asked_to_whom_asked() -> None:
         Packet(STRANGER, CARRIER, refused.payload),
         Packet((STRANGER[0], 5060), CARRIER, refused.payload),
         Packet(CARRIER, SERVER, refused.payload),
+        Packet(SERVER, STRANGER, refused.payload),
         answer(488, request(call_id="never@asked")),
     ]
     assert Counted().take(invite, *forged).told == []
