@@ -14,6 +14,7 @@ import json
 import math
 import random
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -32,11 +33,11 @@ _EVENTS = (
     "StasisEnd",
     "ChannelDtmfReceived",
 )
-_REQUEST_S = 2.0
+_REQUEST_S, _CONNECT_S = 2.0, 5.0
 _PING_S = 1.0
 _QUIET_S = 2.5  # without a message: told as not well
 _SILENCE_S = 10.0  # without a message: the connection is dead
-_BACKOFF_MAX_S = 3.0  # an emergency line never backs off for long
+_BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 3.0  # an emergency line never backs off for long
 
 
 class AriError(Exception):
@@ -119,14 +120,15 @@ class Ari:
         application: str = "callrouter",
     ) -> None:
         self._url, self._application = url.replace("http", "ws", 1) + "/ari/events", application
-        self._parameters = {"app": application, "api_key": f"callrouter:{secret}"}
+        # Not `api_key` in the address, which stands in error messages.
+        self._login = {"Authorization": f"Basic {b64encode(f'callrouter:{secret}'.encode()).decode()}"}
         self._on_call, self._on_arrival = on_call, on_arrival
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
         self._ids = itertools.count()
         self.heard = -math.inf  # time.monotonic() of the last sign of life
-        self._serving = False
+        self._serving, self._backoff_s = False, _BACKOFF_MIN_S
         self._health = Health("not connected yet")
 
     def status(self) -> Component:
@@ -142,28 +144,33 @@ class Ari:
 
     async def run(self) -> None:
         """Serve calls until cancelled. Raises ApplicationReplaced."""
-        backoff = 0.1
         async with aiohttp.ClientSession() as session:
             while True:
                 try:
-                    async with session.ws_connect(
-                        self._url,
-                        params=self._parameters,
-                        heartbeat=4,
-                        max_msg_size=0,
-                        timeout=aiohttp.ClientWSTimeout(ws_close=1),
-                    ) as self._socket:
-                        backoff = 0.1
+                    async with await self._connect(session) as self._socket:
                         await self._serve(self._socket)
-                    reason = "Asterisk closed the connection"
+                    reason = str(self._socket.exception() or "Asterisk closed the connection")
+                except aiohttp.WSServerHandshakeError as error:
+                    reason = f"Asterisk refuses the connection with HTTP status {error.status}"
                 except (aiohttp.ClientError, OSError, TimeoutError, AriError) as error:
                     reason = f"{type(error).__name__} {error}".strip()
                 finally:
                     self._drop()
                 self._health.set(False, reason)
                 log.warning("ari lost", reason=reason)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.5))
-                backoff = min(backoff * 2, _BACKOFF_MAX_S)
+                await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.5))
+                self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
+
+    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
+        async with asyncio.timeout(_CONNECT_S):
+            return await session.ws_connect(
+                self._url,
+                params={"app": self._application},
+                headers=self._login,
+                heartbeat=4,
+                max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=1),
+            )
 
     async def request(self, method: str, uri: str, body: object = None, **query: str) -> Any:
         """One REST request. Returns the decoded body; raises AriError or AriUnreachable."""
@@ -216,7 +223,7 @@ class Ari:
                 continue
             with contextlib.suppress(AriError):  # 404: hung up meanwhile
                 self._enter(await self.request("GET", f"channels/{channel_id}"), found=True)
-        self._serving = True
+        self._serving, self._backoff_s = True, _BACKOFF_MIN_S
         log.info("ari connected", calls_found=len(inside))
 
     async def _watch(self) -> None:
@@ -235,7 +242,12 @@ class Ari:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return
             self.heard = time.monotonic()
-            self._take(json.loads(message.data))
+            try:
+                self._take(json.loads(message.data))
+            except ApplicationReplaced:
+                raise
+            except Exception:
+                log.exception("ari message not understood; left out")
 
     def _take(self, event: dict[str, Any]) -> None:
         match event["type"]:
@@ -270,6 +282,8 @@ class Ari:
                 await self._on_call(call)
             except AriError as error:
                 log.info("call left the menu", reason=str(error))
+                if error.status == 404:  # found in the instant in which it ended: its StasisEnd came before we knew it
+                    self._calls.pop(call.id, None)
             except Exception:
                 log.exception("menu failed; the dead-man's timer takes the caller")
 
