@@ -50,6 +50,11 @@ class Proxy:
             _reset(client)
             pump.cancel()
 
+    def inject(self, data: bytes) -> None:
+        """Say this to every client, as if the server had."""
+        for client in self._live.values():
+            client.write(data)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         if self._drops:

@@ -1,0 +1,398 @@
+"""The ARI adapter and the menu on it against the real Asterisk, with a proxy between them that fails as networks do."""
+
+import asyncio
+import fcntl
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from callrouter.asterisk import conf
+from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriUnreachable, Call
+from callrouter.phone import Phone
+from callrouter.service.intake import Intake, flow
+from tests.support import until
+from tests.support.lab import Lab, make_stack, quicker, start
+from tests.support.ports import leased_offset
+from tests.support.proxy import Proxy
+
+APPLICATION = "applications/callrouter"  # its address in ARI
+
+
+@pytest.fixture(scope="module")
+def without_daemon(short_directory: Path) -> Iterator[Lab]:
+    """A stack whose daemon is away for good: its place, and its lock, are taken by the adapters of the tests."""
+    directory = short_directory / "ari"
+    directory.mkdir()
+    with leased_offset() as offset:
+        stack = make_stack(directory, offset, quicker)
+        try:
+            running = asyncio.run(start(stack))
+            with (running.state / "run" / "daemon.lock").open("a") as lock:
+                os.kill(running.pid("daemon"), signal.SIGKILL)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield running
+        finally:
+            stack.down(0)
+
+
+@pytest.fixture
+async def lab(without_daemon: Lab) -> AsyncIterator[Lab]:
+    yield without_daemon
+    await without_daemon.hang_up_all()
+
+
+class Line:
+    """An adapter that speaks through a proxy, and the calls that it told of."""
+
+    def __init__(self, lab: Lab, proxy: Proxy, serve: Callable[[Call], Awaitable[None]] | None, secret: str | None) -> None:
+        self.proxy = proxy
+        self.calls: list[Call] = []
+        self.ended: list[str] = []
+        self.arrived: list[str] = []
+        self._serve = serve or self._wait
+        self.ari = Ari(
+            f"http://127.0.0.1:{proxy.port}",
+            conf.secret(lab.state, "ari") if secret is None else secret,
+            self._on_call,
+            lambda channel_id, created: self.arrived.append(channel_id),
+        )
+        self.task = asyncio.create_task(self.ari.run())
+
+    async def _on_call(self, call: Call) -> None:
+        self.calls.append(call)
+        try:
+            await self._serve(call)
+        finally:
+            self.ended.append(call.id)
+
+    async def _wait(self, call: Call) -> None:
+        await asyncio.Event().wait()
+
+    async def connected(self, seconds: float = 10.0) -> None:
+        await until(lambda: self.ari.status().ok, "connected", seconds)
+
+    async def lost(self, seconds: float = 10.0) -> None:
+        await until(lambda: not self.ari.status().ok, "the loss is noticed", seconds)
+
+
+Connect = Callable[..., Awaitable[Line]]
+
+
+@pytest.fixture
+async def connect(lab: Lab) -> AsyncIterator[Connect]:
+    async with AsyncExitStack() as stack:
+
+        async def connected(serve: Callable[[Call], Awaitable[None]] | None = None, secret: str | None = None) -> Line:
+            proxy = await stack.enter_async_context(Proxy(("127.0.0.1", lab.stack.ports.ari)))
+            line = Line(lab, proxy, serve, secret)
+
+            async def end() -> None:
+                line.task.cancel()
+                (ended,) = await asyncio.gather(line.task, return_exceptions=True)
+                assert isinstance(ended, asyncio.CancelledError | ApplicationReplaced), "run returns only when cancelled"
+
+            stack.push_async_callback(end)
+            return line
+
+        yield connected
+
+
+async def test_requests_are_answered_or_refused(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    with pytest.raises(AriUnreachable, match="not connected"):
+        await line.ari.request("GET", APPLICATION)
+    await line.connected()
+    assert (await line.ari.request("GET", APPLICATION))["name"] == "callrouter"
+    await lab.answered_caller()
+    call = await until(lambda: next(iter(line.calls), None), "the call is told")
+    await call.set("ODD", "a&b=c?d%20é☕")
+    assert (await line.ari.request("GET", f"channels/{call.id}/variable", variable="ODD"))["value"] == "a&b=c?d%20é☕"
+    with pytest.raises(AriError, match="404") as refused:
+        await line.ari.request("POST", "channels/1.1/continue", context="x")
+    assert (refused.value.status, isinstance(refused.value, AriUnreachable)) == (404, False)
+
+
+async def test_a_call_is_told_once_and_its_task_ends_with_it(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    caller = await lab.answered_caller()
+    call = await until(lambda: next(iter(line.calls), None), "the call is told")
+    assert not call.found
+    assert line.ari.calls == 1
+    await caller.hang_up()
+    await until(lambda: line.ended == [call.id], "its task ends")
+    assert (line.ari.calls, line.arrived) == (0, [call.id])
+    with pytest.raises(AriError, match="404"):
+        await call.go("classified", "call_takers")
+
+
+async def test_a_request_without_an_answer_fails_after_two_seconds(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    line.proxy.stall()
+    began = time.monotonic()
+    with pytest.raises(AriUnreachable, match=f"GET {APPLICATION}"):
+        await line.ari.request("GET", APPLICATION)
+    assert 1.9 < time.monotonic() - began < 3
+    line.proxy.heal()
+    assert await line.ari.request("GET", APPLICATION), "the late answer is nobody's; the next one is ours"
+
+
+async def test_after_a_cut_the_calls_inside_are_found(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    since = line.ari.status().since
+    await lab.answered_caller()
+    first = await until(lambda: next(iter(line.calls), None), "the call is told")
+    line.proxy.cut()
+    await until(lambda: line.ended == [first.id], "its task ends with the connection")
+    again = await until(lambda: line.calls[1] if len(line.calls) > 1 else None, "the call is found", 3)
+    assert (again.id, again.found, again.created) == (first.id, True, first.created)
+    await line.connected()
+    assert line.ari.status().since > since
+    assert line.arrived == [first.id, first.id]
+    await again.set("TIMEOUT(absolute)", "0")
+    await again.go("classified", "call_takers")
+    await until(lambda: line.ari.calls == 0, "it is back in the dialplan")
+    assert len(line.calls) == 2
+
+
+async def test_attempts_back_off_with_jitter_but_never_for_long(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    line.proxy.drop()
+    line.proxy.cut()
+    at: list[float] = []
+    while len(at) < 7:
+        tried = line.proxy.accepted
+        await until(lambda tried=tried: line.proxy.accepted > tried, "it tries again")  # type: ignore[misc]
+        at.append(time.monotonic())
+    waits = [later - earlier for earlier, later in itertools.pairwise(at)]
+    assert waits[-1] > 2 * waits[0]
+    assert max(waits) < 6
+    line.proxy.heal()
+    await line.connected()
+
+
+async def test_ten_seconds_of_silence_with_a_caller_inside_mean_dead(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    await lab.answered_caller()
+    call = await until(lambda: next(iter(line.calls), None), "the call is told")
+    await call.set("TIMEOUT(absolute)", "60")
+    line.proxy.stall()
+    began = time.monotonic()
+    await line.lost(12)
+    assert time.monotonic() - began < 11
+    tried = line.proxy.accepted
+    await until(lambda: line.proxy.accepted >= tried + 2, "an attempt that hangs is given up", 15)
+    line.proxy.cut()  # what the proxy held back must not arrive late
+    line.proxy.heal()
+    found = await until(lambda: next((one for one in line.calls if one.found), None), "the call is found", 10)
+    assert found.id == call.id
+    await line.connected()
+
+
+async def test_a_slow_line_is_no_dead_one(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    line.proxy.delay_s = 0.5
+    await line.connected()
+    await asyncio.sleep(11)  # longer than any silence that would be taken for death
+    assert line.ari.status().ok
+    assert line.proxy.accepted == 1
+
+
+async def test_a_wrong_password_is_told_without_telling_it(lab: Lab, connect: Connect) -> None:
+    with capture_logs() as logged:
+        line = await connect(secret="not-the-secret")
+        await until(lambda: sum(one["event"] == "ari lost" for one in logged) >= 3, "it tries again")
+    status = line.ari.status()
+    assert not status.ok
+    assert status.detail == "Asterisk refuses the connection with HTTP status 401"
+    assert "not-the-secret" not in status.detail + str(logged)
+
+
+async def test_another_daemon_ends_this_one(lab: Lab, connect: Connect) -> None:
+    first = await connect()
+    await first.connected()
+    await lab.answered_caller()
+    call = await until(lambda: next(iter(first.calls), None), "the call is told")
+    second = await connect()
+    await second.connected()
+    with pytest.raises(ApplicationReplaced, match="callrouter"):
+        async with asyncio.timeout(5):
+            await first.task
+    assert first.ended == [call.id]
+    found = await until(lambda: next(iter(second.calls), None), "the other one has the call")
+    assert (found.id, found.found) == (call.id, True)
+    await lab.answered_caller()
+    await until(lambda: len(second.calls) == 2, "new calls come to the other one")
+    assert len(first.calls) == 1
+
+
+async def _end(call: Call) -> None:
+    await call.set("X", "1")
+    await call.go("messages", "s")
+
+
+async def _originate(line: Line, count: int) -> None:
+    """So many calls at once, without phones."""
+    one = {"endpoint": "Local/*43@from-operator/n", "app": "callrouter"}
+    await asyncio.gather(*(line.ari.request("POST", "channels", **one) for _ in range(count)))
+
+
+async def test_no_call_keeps_the_reader_from_the_others(lab: Lab, connect: Connect) -> None:
+    """Calls that never end, and calls that fail, beside a flood of calls that are served."""
+    hangs = asyncio.Event()
+    stuck = 0
+
+    async def serve(call: Call) -> None:
+        nonlocal stuck
+        if stuck < 2:
+            stuck += 1
+            await hangs.wait()
+        if stuck < 4:
+            stuck += 1
+            raise KeyError("a fault of ours")
+        await _end(call)
+
+    line = await connect(serve)
+    await line.connected()
+    await _originate(line, 4)
+    await until(lambda: stuck == 4, "four calls are in trouble")
+    for _ in range(5):
+        await _originate(line, 40)
+    await until(lambda: len(line.ended) == 202, "all others are served")
+    assert line.ari.calls == 4, "the other four are still inside"
+    assert (line.proxy.accepted, line.ari.status().ok) == (1, True)
+    lab.cli("channel request hangup all")
+    await until(lambda: line.ari.calls == 0, "nothing is kept of them")
+
+
+def _text_frame(text: str) -> bytes:
+    """A WebSocket message as a server sends it (RFC 6455 5.2); shorter than 126 bytes."""
+    return bytes((0x81, len(text.encode()))) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "no JSON at all",
+        '{"type": "StasisStart", ',
+        "[1, 2]",
+        "null",
+        "{}",
+        '{"type": 7}',
+        '{"type": "StasisStart"}',
+        '{"type": "StasisStart", "channel": []}',
+        '{"type": "ChannelDtmfReceived", "channel": {"id": 1}}',
+        '{"type": "RESTResponse"}',
+        '{"type": "RESTResponse", "request_id": ""}',
+        '{"type": "NeverHeardOf"}',
+        "[" * 100,
+    ],
+)
+async def test_a_message_that_is_not_understood_is_left_out(lab: Lab, connect: Connect, odd: str) -> None:
+    line = await connect()
+    await line.connected()
+    await lab.answered_caller()
+    await until(lambda: line.calls, "the call is told")
+    line.proxy.inject(_text_frame(odd))
+    assert (await line.ari.request("GET", APPLICATION))["name"]
+    assert (len(line.calls), line.ended, line.proxy.accepted) == (1, [], 1)
+
+
+async def test_the_servers_goodbye_is_a_lost_connection(lab: Lab, connect: Connect) -> None:
+    line = await connect()
+    await line.connected()
+    line.proxy.inject(b"\x88\x00")
+    await line.lost(2)
+    await line.connected()
+
+
+# --- the menu over a line that fails ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def taker(lab: Lab) -> Phone:
+    return await lab.operator("call_takers", "fire")
+
+
+def _menu(lab: Lab) -> Callable[[Call], Awaitable[None]]:
+    return Intake(flow(lab.stack.profile), lab.state / "prompts").serve
+
+
+async def _rung(taker: Phone, seconds: float) -> float:
+    """When the call taker's phone rang."""
+    return (await until(lambda: next(iter(taker.dialogs.values()), None), "a human is rung", seconds)).invited_at
+
+
+PROMPT_AND_KEY_S = 12.0  # the profile's silence_to_human_s: the prompts and the time for a key
+DEAD_AIR_S = 3.0
+
+
+async def test_cut_in_the_menu_and_back_the_caller_reaches_a_human_at_once(lab: Lab, connect: Connect, taker: Phone) -> None:
+    line = await connect(_menu(lab))
+    await line.connected()
+    caller = await lab.answered_caller()
+    await until(lambda: caller.media.heard.packets > 50, "the greeting is heard")
+    cut = time.monotonic()
+    line.proxy.cut()
+    assert await _rung(taker, 5) - cut < DEAD_AIR_S
+    assert caller.live
+    await caller.hang_up()
+
+
+@pytest.mark.parametrize("failure", ["away", "hung"])
+async def test_a_line_that_fails_in_the_menu_costs_seconds_only(lab: Lab, connect: Connect, taker: Phone, failure: str) -> None:
+    line = await connect(_menu(lab))
+    await line.connected()
+    caller = await lab.answered_caller()
+    assert caller.answered_at is not None
+    await until(lambda: caller.media.heard.packets > 50, "the greeting is heard")
+    if failure == "away":
+        line.proxy.drop()
+        line.proxy.cut()
+    else:
+        line.proxy.stall()
+    caller.media.press("2")  # nobody is there to hear it
+    rung = await _rung(taker, 20) - caller.answered_at
+    assert rung < PROMPT_AND_KEY_S + DEAD_AIR_S
+    assert caller.live
+    await caller.hang_up()
+
+
+async def test_a_key_is_served_on_a_slow_line(lab: Lab, connect: Connect, taker: Phone) -> None:
+    line = await connect(_menu(lab))
+    await line.connected()
+    line.proxy.delay_s = 0.1
+    caller = await lab.answered_caller()
+    await until(lambda: caller.media.heard.packets > 50, "the greeting is heard")
+    caller.media.press("2")
+    await until(lambda: caller.media.keys_sent, "the key is sent")
+    assert await _rung(taker, 5) - caller.media.keys_sent[0][1] < 2
+    assert "!fire!" in lab.cli("core show channels concise")
+    await caller.hang_up()
+
+
+@pytest.mark.parametrize("failure", ["away", "hung"])
+async def test_a_line_that_fails_before_the_call_costs_seconds_only(lab: Lab, connect: Connect, taker: Phone, failure: str) -> None:
+    line = await connect(_menu(lab))
+    await line.connected()
+    if failure == "away":
+        line.proxy.drop()
+        line.proxy.cut()
+        await line.lost()
+    else:
+        line.proxy.stall()
+    caller = await lab.answered_caller()
+    assert caller.answered_at is not None
+    assert await _rung(taker, 10) - caller.answered_at < DEAD_AIR_S
+    await caller.hang_up()
