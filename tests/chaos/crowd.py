@@ -172,6 +172,8 @@ class Crowd:
         for task in self._calls:
             task.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
+        # Else Asterisk goes on ringing them; it may be dead by the test's own doing.
+        await asyncio.gather(*(phone.register(0) for phone in self.operators), return_exceptions=True)
         await asyncio.gather(*(phone.close() for phone in (*self.operators, *(one.phone for one in self.citizens))))
 
     def in_phase(self, phase: str) -> list[Citizen]:
