@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -30,7 +31,7 @@ _START = re.compile(
     rb'"[A-Z_]{1,64}","(\d{1,12}\.\d{1,9})","(?:[\w.:@-]{0,150}\d\.\d{1,12}","[\w.:@-]{0,150}\d\.\d{1,12}|boot-[\d.]{1,30}",")"'
 )
 _KIND = re.compile(r"[A-Z_]{1,64}")
-_TIME = re.compile(r"\d{1,12}\.\d{1,9}", re.ASCII)
+_TIME = re.compile(r"\d{1,10}\.\d{1,9}", re.ASCII)  # to the year 2286: a damaged byte makes no instant that nothing can hold
 _ID = re.compile(r"[\w.:@-]{1,150}", re.ASCII)
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 
@@ -66,6 +67,7 @@ class Journal:
         self._began: dict[tuple[str, int], float] = {}  # (name, inode) → time of the first record
         self._wake = asyncio.Event()
         self.fault: str | None = None  # why the journal cannot be read at present
+        self.read_up_to = float("-inf")  # monotonic time: what was written before then has been given out
 
     def wake(self) -> None:
         """Something was written: look now instead of at the next poll."""
@@ -75,6 +77,7 @@ class Journal:
         """Batches for ever, as they are written. The file system is never waited for in the event loop."""
         while True:
             self._wake.clear()
+            now = time.monotonic()
             try:
                 batch = await asyncio.to_thread(self.read, limit)
                 self.fault = None
@@ -83,6 +86,8 @@ class Journal:
             if batch is not None:
                 yield batch
                 continue
+            if self.fault is None:
+                self.read_up_to = now
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()

@@ -93,12 +93,11 @@ class Ledger:
         self._journal.wake()
 
     def status(self) -> Component:
-        late = any(time.monotonic() - at > _JOURNAL_LATE_S for at in self._expected.values())
         if self._journal.fault is not None:
             self._health.set(False, f"journal cannot be read: {self._journal.fault}")
         elif self._away is not None:
             self._health.set(False, self._away)
-        elif late:
+        elif self._missing():
             self._health.set(False, "Asterisk does not write the journal: is the disk full?")
         else:
             self._health.set(True, f"{len(self._open)} calls in progress")
@@ -158,10 +157,14 @@ class Ledger:
         if self._expected.pop(call_id, None) is None:
             return
         # The journal is written again: those who came before and are still unknown were lost to it.
-        for lost in [lost for lost, at in self._expected.items() if time.monotonic() - at > _JOURNAL_LATE_S]:
+        for lost in self._missing():
             del self._expected[lost]
             self.unjournaled += 1
             _log.error("call without journal: ticket must be opened by reconciliation", call_id=lost)
+
+    def _missing(self) -> list[str]:
+        """Callers of whom the journal, read to its end, knew nothing long after they came. While it is not, nobody is missed."""
+        return [call_id for call_id, at in self._expected.items() if self._journal.read_up_to - at > _JOURNAL_LATE_S]
 
     async def _persist(self, do: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
         """In one transaction; as often as it takes while the database is away."""
