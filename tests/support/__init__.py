@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,6 +13,17 @@ async def until(condition: Callable[[], T | None], what: str, seconds: float = 1
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        await asyncio.sleep(0.02)
+
+
+async def until_found(condition: Callable[[], Awaitable[T | None]], what: str, seconds: float = 10.0) -> T:
+    """The same for a condition that must be awaited, such as a question to a database."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := await condition():
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {seconds} s")
