@@ -220,15 +220,18 @@ def _answer(call: Call, event: Event) -> _Changes:
 
 
 def _call(call: Call, event: Event) -> _Changes:
-    recording, sip_call_id, trunk, presentation, identity, sender = _fields(event, 6)
+    recording, sip_call_id, trunk, presentation = _fields(event, 4)
     return {
         "recording": _text(recording, _PATH_MAX),
         "sip_call_id": _text(unquote(sip_call_id)),
         "trunk": _text(trunk) or call.trunk,
         "presentation": _text(presentation),
-        "identity": _text(unquote(identity), _HEADER_MAX),
-        "sender": _text(unquote(sender), _HEADER_MAX),
     }
+
+
+def _identity(call: Call, event: Event) -> _Changes:
+    identity, sender = _fields(event, 2)
+    return {"identity": _text(unquote(identity), _HEADER_MAX), "sender": _text(unquote(sender), _HEADER_MAX)}
 
 
 def _class(call: Call, event: Event) -> _Changes:
@@ -374,6 +377,7 @@ _Handler = Callable[[Call, Event], _Changes]
 _OF_CALLER: Mapping[str, _Handler] = {
     "ANSWER": _answer,
     "CALL": _call,
+    "IDENTITY": _identity,
     "CLASS": _class,
     "APP_START": _app_start,
     "ROUTE": _route,
@@ -393,7 +397,7 @@ _OF_OTHERS: Mapping[str, _Handler] = {
     "BLINDTRANSFER": _transferred,
     "ATTENDEDTRANSFER": _transferred,
 }
-_OPENING = frozenset(("CHAN_START", "ANSWER", "CALL", "CLASS", "ROUTE", "APP_START"))  # never after the end of a call
+_OPENING = frozenset(("CHAN_START", "ANSWER", "CALL", "IDENTITY", "CLASS", "ROUTE", "APP_START"))  # never after the end of a call
 
 
 # --- small parts ------------------------------------------------------------------------------------------------------

@@ -44,8 +44,8 @@ def events(
     recording = f"{state}/recordings/{n}.wav"
     add("CHAN_START", 0)
     add("ANSWER", 0.01, app="Answer")
-    user("CALL", 0.02, recording, sent.get("sip_call_id", f"call-{n}@carrier"), "local", "allowed_not_screened",
-         sent.get("identity", ""), sent.get("sender", ""))  # fmt: skip
+    user("CALL", 0.02, recording, sent.get("sip_call_id", f"call-{n}@carrier"), "local", "allowed_not_screened")
+    user("IDENTITY", 0.025, sent.get("identity", ""), sent.get("sender", ""))
     add("APP_START", 0.03, app="Stasis")
     add("APP_END", 5, app="Stasis")
     if fate != "abandoned_ivr":
