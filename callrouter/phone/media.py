@@ -5,6 +5,7 @@ All calls of a process share one 20 ms clock, so that dozens of talks cost one c
 
 import asyncio
 import contextlib
+import itertools
 import math
 import secrets
 import struct
@@ -57,6 +58,12 @@ class Heard:
             if has_tone(linear(b"".join(payload for _, payload in packets[n : n + 30])), hz):
                 return packets[n][0]
         return None
+
+    def longest_gap(self, since: float, until: float | None = None) -> float:
+        """Longest stretch, in seconds, without any RTP."""
+        until = time.monotonic() if until is None else until
+        instants = [since, *(at for at, _ in self._packets if since <= at <= until), until]
+        return max(later - earlier for earlier, later in itertools.pairwise(instants))
 
     def longest_silence(self, since: float, until: float | None = None) -> float:
         """Longest stretch, in seconds, without RTP or with RTP below −50 dBFS. A pause inside speech counts too."""

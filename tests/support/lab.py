@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import urllib.request
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import Operators
 from callrouter.store import schema
 from tests.support import until
-from tests.support.ports import AUDIO_PORTS
+from tests.support.ports import AUDIO_PORTS, leased_offset
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
 from tools.stack import Stack
 
@@ -90,10 +91,14 @@ class Lab:
                         await phone.register(0)
                 except (TimeoutError, Exception):  # its Asterisk may be dead by the test's own doing
                     pass
-            await phone.close()
+        await self.close()
+        await until(lambda: self.stack.channels() == 0, "all channels are gone", 90)
+
+    async def close(self) -> None:
+        """Nobody of ours is there any more; what Asterisk makes of it is not awaited."""
+        await asyncio.gather(*(phone.close() for phone in self._phones))
         self._phones.clear()
         self.sipp.stop()
-        await until(lambda: self.stack.channels() == 0, "all channels are gone", 90)
 
     async def ready(self, seconds: float = 15) -> None:
         """Until every component of the stack is well; fails with those that are not."""
@@ -139,6 +144,10 @@ class Lab:
     def pid(self, program: str) -> int:
         return int((self.state / "run" / f"{program}.pid").read_text())
 
+    def ready_members(self) -> int:
+        """How many operators would be rung now."""
+        return list(conf.members(self.stack.settings).values()).count("ready")
+
     def cli(self, command: str) -> str:
         return conf.cli(self.stack.settings, command) or ""
 
@@ -147,6 +156,7 @@ def make_stack(
     directory: Path, offset: int, change: Callable[[str], str] = lambda text: text, database_url: str | None = None
 ) -> Stack:
     """A stack not started yet, with Ambon's profile as `change` makes it. It ends with this process, however that ends."""
+    directory.mkdir(exist_ok=True)
     profile = directory / "city.toml"
     text = (ROOT / "profiles" / "ambon.toml").read_text()
     narrow = text.replace("[network]\n", f"[network]\nrtp_last_port = {10000 + AUDIO_PORTS - 1}\n")
@@ -166,6 +176,20 @@ def quicker(text: str) -> str:
     )
 
 
+def outside(contact: str, *, lines: int = 2, every_s: int = 30) -> Callable[[str], str]:
+    """The tests' city with an outside number that is reached at `contact`; empty: with none."""
+    trunk = 'name = "carrier"\nmatch = ["127.0.0.4/32"]\nchannels = 10\ncodecs = ["alaw"]'
+
+    def change(text: str) -> str:
+        if not contact:
+            return quicker(text)
+        text = quicker(text).replace("every_s = 60", f"every_s = {every_s}").replace("lines = 2", f"lines = {lines}")
+        text = text.replace('number = ""\ntrunk = ""', 'number = "+62911000000"\ntrunk = "carrier"', 1)
+        return text.replace("[[trunks]]", f'[[trunks]]\n{trunk}\ncontact = "{contact}"\n\n[[trunks]]')
+
+    return change
+
+
 async def start(stack: Stack) -> Lab:
     await asyncio.to_thread(stack.up)
     lab = Lab(stack)
@@ -175,3 +199,19 @@ async def start(stack: Stack) -> Lab:
     finally:
         await database.dispose()
     return lab
+
+
+@asynccontextmanager
+async def own_stack(directory: Path, change: Callable[[str], str] = lambda text: text) -> AsyncIterator[Lab]:
+    """A stack for one test alone, in a new directory; everything on it ends with the block."""
+    with ExitStack() as held:
+        offset = await asyncio.to_thread(held.enter_context, leased_offset())
+        stack = make_stack(directory, offset, change)
+        try:
+            lab = await start(stack)
+            try:
+                yield lab
+            finally:
+                await lab.close()
+        finally:
+            await asyncio.to_thread(stack.down, 0)
