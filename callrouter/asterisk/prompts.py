@@ -21,6 +21,7 @@ from pathlib import Path
 from callrouter.profile import PROMPTS, Profile
 
 RATE = 8000
+_RATES = range(8000, 192_001)
 _WORDS_PER_MINUTE = 175
 _HOLD_S = 60
 _BETWEEN_MENUS_S = 4
@@ -109,9 +110,17 @@ def _read_wav(path: Path, limit_s: float = 600) -> array[int]:
             if file.getsampwidth() != 2:
                 raise PromptError(f"{path} is not a 16-bit WAV: convert it (mono, 16 bit)")
             rate, channels = file.getframerate(), file.getnchannels()
-            samples = array("h", file.readframes(int(limit_s * rate)))
-    except (wave.Error, EOFError) as error:
-        raise PromptError(f"{path} is no WAV that can be read ({error}): convert it (mono, 16 bit)") from None
+            if rate not in _RATES:
+                raise wave.Error(f"{rate} samples a second")
+            wanted = min(file.getnframes(), int(limit_s * rate))
+            data = file.readframes(wanted)
+            if len(data) < 2 * channels * wanted:
+                raise wave.Error("cut short")
+            samples = array("h", data)
+            if not any(samples):
+                raise wave.Error("silent")
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError without a text: the lengths inside contradict each other
+        raise PromptError(f"{path} is no WAV that can be used ({error or 'damaged'}): convert it (mono, 16 bit)") from None
     if sys.byteorder == "big":
         samples.byteswap()
     return resampled(samples[::channels], rate)
