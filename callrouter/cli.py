@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from callrouter.commands import Json, print_json, use
+from callrouter.commands import Json, fail, print_json, use
 from callrouter.commands.journal import journal
 from callrouter.commands.people import operator, token
 from callrouter.commands.ticket import ticket
-from callrouter.config import SettingsError, settings
-from callrouter.profile import Finding, ProfileError, findings_json, go_live, load_profile
+from callrouter.config import Settings, SettingsError, settings
+from callrouter.profile import Finding, Profile, ProfileError, findings_json, go_live, load_profile
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="The city's 112."
@@ -28,17 +28,27 @@ for name, group in (("operator", operator), ("token", token), ("ticket", ticket)
 @app.command()
 def run() -> None:
     """The daemon: menu, journal to tickets, upkeep. Ends with code 78 where a restart would not help."""
+    serves = _valid()
     from callrouter import daemon
 
-    raise typer.Exit(daemon.main(*use()))
+    raise typer.Exit(daemon.main(*serves))
 
 
 @app.command()
 def web() -> None:
-    """The console and the API."""
+    """The console and the API. Ends with code 78 where a restart would not help."""
+    serves = _valid()
     from callrouter.web import server
 
-    server.main(*use())
+    server.main(*serves)
+
+
+def _valid() -> tuple[Settings, Profile]:
+    """Settings and profile of a long-running process; its supervisor does not start it again with those that are not valid."""
+    try:
+        return use()
+    except (ProfileError, SettingsError) as error:
+        fail(str(error), os.EX_CONFIG)
 
 
 @app.command()
