@@ -5,6 +5,7 @@ ticket's number and whatever a person wrote cannot, and live in tables that no r
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -194,16 +195,39 @@ refusal = sa.Table(
 
 
 def engine(url: str) -> AsyncEngine:
-    """Connections to the database at `url`. SQLite: WAL, foreign keys on, and it waits for another process's write."""
+    """Connections to the database at `url`. SQLite: WAL, foreign keys on, and it waits for another process's write.
+
+    A SQLite file that was moved away or replaced is left: who went on writing into the old one would lose it all.
+    """
     if not make_url(url).drivername.startswith("sqlite"):
         return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 2, "command_timeout": 30})
     made = create_async_engine(url)
-    sa.event.listen(made.sync_engine, "connect", _sqlite_connect)
+    path = make_url(url).database or ""
+
+    def connected(connection: Any, record: Any) -> None:
+        _sqlite_connect(connection)
+        record.info["file"] = _file(path)
+
+    def taken(connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info["file"] != _file(path):
+            raise sa.exc.InvalidatePoolError("the database file was replaced")  # the pool connects anew
+
+    sa.event.listen(made.sync_engine, "connect", connected)
+    sa.event.listen(made.sync_engine, "checkout", taken)
     sa.event.listen(made.sync_engine, "begin", _sqlite_begin)
     return made
 
 
-def _sqlite_connect(connection: Any, _record: Any) -> None:
+def _file(path: str) -> tuple[int, int] | None:
+    """Which file that name means now."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _sqlite_connect(connection: Any) -> None:
     connection.isolation_level = None  # the driver would begin late and commit before DDL: `_sqlite_begin` begins
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
