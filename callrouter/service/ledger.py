@@ -30,6 +30,7 @@ from callrouter.store.schema import AWAY, error_text, writing
 NODE = "callrouter"  # Asterisk's systemname
 _BATCH, _REPLAY_BATCH = 500, 4000  # records a transaction
 _BACKOFF_S = (0.1, 5.0)  # first and longest wait while the database is away
+_COMMIT_LATE_S = 2.0  # a transaction this long is told as not well
 _JOURNAL_LATE_S = 2.0  # a caller is in the application and the journal knows nothing of it: it is not written
 _SEEN_KEPT = 2000
 _TEST_VALID_S = 86400
@@ -67,6 +68,7 @@ class Ledger:
         self._node = node
         self._health = Health()
         self._away: str | None = "starting"  # why the database does not take records
+        self._committing: float | None = None  # time.monotonic() at the beginning of a transaction
         self._journal = Journal(path, {})
         self._open = OpenCalls()
         self._shown: dict[str, Call] = {}  # as people were last told of
@@ -97,6 +99,8 @@ class Ledger:
             self._health.set(False, f"journal cannot be read: {self._journal.fault}")
         elif self._away is not None:
             self._health.set(False, self._away)
+        elif self._committing is not None and (slow_s := time.monotonic() - self._committing) > _COMMIT_LATE_S:
+            self._health.set(False, f"the database has not taken the journal for {slow_s:.0f} s")
         elif self._missing():
             self._health.set(False, "Asterisk does not write the journal: is the disk full?")
         else:
@@ -170,6 +174,7 @@ class Ledger:
         """In one transaction; as often as it takes while the database is away."""
         wait, longest = _BACKOFF_S
         while True:
+            self._committing = time.monotonic()
             try:
                 async with writing(self._database) as connection:
                     done = await do(connection)
@@ -178,6 +183,8 @@ class Ledger:
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(longest, 2 * wait)
                 continue
+            finally:
+                self._committing = None
             self._away = None
             return done
 

@@ -7,6 +7,7 @@ playable and called partial. A journal file never grows beyond `JOURNAL_MAX`.
 import asyncio
 import hashlib
 import struct
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from callrouter.store.recordings import Due, Found
 from callrouter.store.schema import AWAY, error_text, writing
 
 JOURNAL_MAX = 64 << 20
-_LOOK_S = 1.0
+_LOOK_S, _ANSWER_S = 1.0, 1.5  # longer without an answer: the database is told as not well
 _HOUSEKEEPING = timedelta(hours=1)
 _CLOSED_AFTER_S = 5.0  # MixMonitor writes every 2 s: nothing for this long, and nobody writes any more
 _NOT_WRITTEN_AFTER_S = 5.0
@@ -49,6 +50,7 @@ class Upkeep:
         self._node = node
         self._health = Health()
         self._database_health = Health()
+        self._asked: float | None = None  # time.monotonic() of a question that is not answered yet
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
 
     def status(self) -> Component:
@@ -57,6 +59,8 @@ class Upkeep:
 
     def database_status(self) -> Component:
         """Asked every second."""
+        if self._asked is not None and (silent_s := time.monotonic() - self._asked) > _ANSWER_S:
+            self._database_health.set(False, f"no answer for {silent_s:.0f} s")
         return self._database_health.status()
 
     async def run(self) -> None:
@@ -64,15 +68,18 @@ class Upkeep:
             try:
                 await self.once(datetime.now(UTC))
             except AWAY as error:
+                self._asked = None
                 self._database_health.set(False, error_text(error))
             await asyncio.sleep(_LOOK_S)
 
     async def once(self, now: datetime) -> None:
         """One round."""
         await asyncio.to_thread(rotate, self._journal, now)
+        self._asked = time.monotonic()
         async with self._database.connect() as connection:
             due = await recordings.due(connection, self._node)
             live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
+        self._asked = None
         self._database_health.set(True, self._database.dialect.name)
         unwritten = await asyncio.to_thread(self._absent, live)
         if unwritten:

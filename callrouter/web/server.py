@@ -43,6 +43,7 @@ class Console:
         self._settings, self._profile, self._database = settings, profile, database
         self._daemon = {name: Health() for name in _FROM_DAEMON}  # as it looks from here while the daemon is away
         self._database_health = Health()
+        self._question: asyncio.Task[None] | None = None  # to the database
         self._counted = -_COUNT_EVERY_S
         self._counting = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -102,12 +103,18 @@ class Console:
         return True
 
     async def _ask_database(self) -> None:
+        # One question at a time, and never given up: with a server that hangs, closing its connection takes seconds more.
+        if self._question is None or self._question.done():
+            self._question = asyncio.create_task(self._read_database())
+        answered, _ = await asyncio.wait([self._question], timeout=_ASK_S)
+        if not answered:
+            self._database_health.set(False, f"no answer in {_ASK_S:.0f} s")
+
+    async def _read_database(self) -> None:
         try:
-            async with asyncio.timeout(_ASK_S), self._database.connect() as connection:
+            async with self._database.connect() as connection:
                 await counts.migrated(connection)
             self._database_health.set(True, "answers")
-        except TimeoutError:
-            self._database_health.set(False, f"no answer in {_ASK_S:.0f} s")
         except AWAY as error:
             self._database_health.set(False, error_text(error))
 
@@ -148,6 +155,9 @@ class Console:
         async with aiohttp.ClientSession() as self._session:
             yield
         pulse.cancel()
+        if self._question is not None:
+            self._question.cancel()
+            await asyncio.gather(self._question, return_exceptions=True)
         await self._database.dispose()
 
     @web.middleware
