@@ -265,8 +265,13 @@ async def test_no_call_keeps_the_reader_from_the_others(lab: Lab, connect: Conne
 
     line = await connect(serve)
     await line.connected()
-    await _originate(line, 4)
-    await until(lambda: stuck == 4, "four calls are in trouble")
+    with capture_logs() as logged:
+        await _originate(line, 4)
+        await until(lambda: stuck == 4, "four calls are in trouble")
+        await until(lambda: len(line.ended) == 2, "two have failed")
+    assert [one["event"] for one in logged if one["log_level"] == "error"] == [
+        "menu failed; the dead-man's timer takes the caller"
+    ] * 2
     for _ in range(5):
         await _originate(line, 40)
     await until(lambda: len(line.ended) == 202, "all others are served")
