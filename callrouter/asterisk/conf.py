@@ -24,6 +24,7 @@ from callrouter.profile import Profile, Queue
 SECRETS = ("ari", "ami_daemon", "ami_console", "test_call")
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un
 _ASTERISK_MIN = (22, 10)
+_ANSWER_S = 10.0
 _MEMBER_STATES = {
     "Not in use": "ready",
     "Busy": "in a call",
@@ -120,22 +121,25 @@ def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone
 
 
 def reload(settings: Settings) -> bool:
-    """Make the running Asterisk read the operators again; False when none runs here."""
+    """Make the running Asterisk read the operators again; False when none runs here, or it is wedged."""
     # Single modules: a whole `core reload` locks PJSIP.
     return all(cli(settings, f"module reload {module}") is not None for module in ("res_pjsip.so", "app_queue.so"))
 
 
 def cli(settings: Settings, command: str) -> str | None:
-    """What Asterisk's own console answers, over its local control socket; None when none runs here."""
+    """What Asterisk's own console answers, over its local control socket; None when none runs here, or it is wedged."""
     if not (settings.state / "run" / "asterisk.ctl").exists():
         return None
-    done = subprocess.run(
-        [settings.asterisk_binary, "-C", settings.state / "etc" / "asterisk.conf", "-rx", command],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [settings.asterisk_binary, "-C", settings.state / "etc" / "asterisk.conf", "-rx", command],
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout if done.returncode == 0 else None
 
 
@@ -156,7 +160,9 @@ def members(settings: Settings) -> dict[str, str]:
 def refuse_unfit(binary: Path) -> None:
     """Raises ConfigurationError unless that Asterisk can be used."""
     try:
-        said = subprocess.run([binary, "-V"], capture_output=True, text=True, timeout=10, check=False).stdout
+        said = subprocess.run([binary, "-V"], capture_output=True, text=True, timeout=_ANSWER_S, check=False).stdout
+    except subprocess.TimeoutExpired:
+        said = ""
     except OSError as error:
         raise ConfigurationError(
             f"{binary} does not start ({error.strerror}): run `make up`, or set ASTERISK to an installed one"

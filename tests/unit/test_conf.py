@@ -94,17 +94,14 @@ def with_outside_number(profile: Profile, contact: str = "sip:192.0.2.10:5060") 
 def test_operators_dial_queues_each_other_and_the_citys_numbers(profiles: dict[str, Profile], here: Settings) -> None:
     profile = profiles["kecil"]
     conf.render(here, profile, [OPERATOR])
-    assert re.findall(r"^exten => (.*?),1,", rendered(here)["generated/operator-numbers.conf"], re.M) == [
-        "ambulans",
-        "polisi",
-        "meja",
-    ]
+    numbers = rendered(here)["generated/operator-numbers.conf"]
+    assert re.findall(r"^exten => (.*?),1,", numbers, re.M) == ["ambulans", "polisi", "meja"]
     conf.render(here, with_outside_number(profile), [OPERATOR])
     numbers = rendered(here)["generated/operator-numbers.conf"]
     assert re.findall(r"^exten => (.+?),1,", numbers, re.M) == ["ambulans", "polisi", "meja", "+62211500112"]
     assert re.findall(r"Dial\((.*?),", numbers) == ["PJSIP/+62211500112@out-local"]
     fixed = rendered(here)["dialplans/operator.conf"].partition("[transferred]")[0]
-    assert re.findall(r"^exten => (.+?),1,", fixed, re.M) == ["_op-!", "*11", "*12", "*43"]
+    assert re.findall(r"^exten => (.+?),1,", fixed, re.M) == ["_op-" + 8 * "[a-z0-9]", "*11", "*12", "*43"]
 
 
 # --- limits of the machine
@@ -309,6 +306,21 @@ def test_an_unfit_asterisk_is_refused(says: str, tmp_path: Path) -> None:
 def test_an_asterisk_without_the_journals_module_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="with res_cdrel_custom"):
         conf.refuse_unfit(an_asterisk(tmp_path, "Asterisk 22.10.1", with_cdrel=False))
+
+
+def test_an_asterisk_that_does_not_answer_stops_nobody(here: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Wedged, it reads the operators when it is started anew."""
+    monkeypatch.setattr(conf, "_ANSWER_S", 0.2)
+    binary = an_asterisk(tmp_path, "Asterisk 22.10.1")
+    binary.write_text("#!/bin/sh\nexec sleep 60\n")
+    wedged = here.model_copy(update={"asterisk": binary})
+    (here.state / "run").mkdir(parents=True)
+    (here.state / "run" / "asterisk.ctl").touch()
+    assert conf.cli(wedged, "core show version") is None
+    assert conf.members(wedged) == {}
+    assert conf.reload(wedged) is False
+    with pytest.raises(ConfigurationError, match="it says: nothing"):
+        conf.refuse_unfit(binary)
 
 
 def test_no_asterisk_at_all(tmp_path: Path) -> None:
