@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,11 @@ def test_times_are_those_of_the_records(name: str) -> None:
     assert (call.operator_answered_at or call.outside_answered_at) == talked
     assert [at for at, _, _ in call.story] == sorted(at for at, _, _ in call.story)
     if call.answered_at is not None:
-        assert call.recording == f"/var/lib/callrouter/recordings/2026/11/24/{call.id}.wav"
+        day = datetime.fromtimestamp(call.arrived_at, UTC)
+        assert call.recording == f"/var/lib/callrouter/recordings/{day:%Y/%m/%d}/{call.id}.wav"
         assert call.sip_call_id.endswith("@phone")
+        assert f"<sip:{call.number}@127.0.0.1>;tag=" in call.sender
+        assert (call.identity, call.presentation, call.trunk) == ("", "allowed_not_screened", "local")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -306,7 +310,7 @@ def test_a_caller_who_waits_for_hours_does_not_grow_without_end() -> None:
     assert [what for _, what, _ in call.story].count("outside number dialled") == 1
 
 
-@pytest.mark.parametrize("kind", ["CALL", "CLASS", "ROUTE", "REQUEUE", "OUTSIDE"])
+@pytest.mark.parametrize("kind", ["CALL", "IDENTITY", "CLASS", "ROUTE", "REQUEUE", "OUTSIDE"])
 def test_no_control_character_is_kept(kind: str) -> None:
     call = opened(CAPTURED["silence"][0])
     call = apply(call, told(call, kind, call.arrived_at, extra="|".join(["a\0b\x1bc\ud800d%00e%0Af"] * 6)))
