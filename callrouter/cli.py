@@ -13,6 +13,7 @@ import typer
 from callrouter.commands import Json, fail, print_json, use
 from callrouter.commands.journal import journal
 from callrouter.commands.people import operator, token
+from callrouter.commands.report import report
 from callrouter.commands.ticket import ticket
 from callrouter.config import Settings, SettingsError, settings
 from callrouter.profile import Finding, Profile, ProfileError, findings_json, go_live, load_profile
@@ -21,7 +22,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="The city's 112."
 )
 call = typer.Typer(no_args_is_help=True, help="Calls.")
-for name, group in (("operator", operator), ("token", token), ("ticket", ticket), ("journal", journal), ("call", call)):
+for name, group in (
+    ("operator", operator),
+    ("token", token),
+    ("ticket", ticket),
+    ("journal", journal),
+    ("report", report),
+    ("call", call),
+):
     app.add_typer(group, name=name)
 
 

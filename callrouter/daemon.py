@@ -4,7 +4,8 @@ Registering the ARI application *is* taking calls, and it waits for nothing but 
 AMI and metrics come up beside it and catch up. Any of them may be away for hours; callers do not notice.
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
-    ami ──▶ gauges                 hep ──▶ refusals               watchdog ──▶ asks Asterisk, ends it if wedged
+    ami ──▶ gauges                 hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
+    reconciliation: every witness compared, each night
 """
 
 import asyncio
@@ -31,8 +32,10 @@ from callrouter.service.gauges import Gauges
 from callrouter.service.intake import Intake, flow
 from callrouter.service.ledger import NODE, Ledger
 from callrouter.service.pulse import Pulse
+from callrouter.service.reconciliation import Reconciliation
 from callrouter.service.refusals import Refusals
 from callrouter.service.setup import city
+from callrouter.service.siptrace import SipTrace
 from callrouter.service.upkeep import Upkeep
 from callrouter.service.watchdog import Watchdog
 from callrouter.store import schema
@@ -55,10 +58,13 @@ class Daemon:
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self.intake.serve, self._arrived)
         self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self.gauges.event, self._resync)
         self.refusals = Refusals(self.database)
-        self.hep = HepListener("127.0.0.1", ports.hep, (profile.network.sip_address, ports.sip), self.refusals.count)
+        server = (profile.network.sip_address, ports.sip)
+        self.trace = SipTrace(state / "sip", server, profile.retention.journal_days)
+        self.hep = HepListener("127.0.0.1", ports.hep, server, self.refusals.count, self.trace.take, self.trace.gap)
+        self.reconciliation = Reconciliation(self.database, state, profile, secret(state, "test_call"))
         self.upkeep = Upkeep(self.database, state, NODE)
         self.disk = Disk(state)
-        self.watchdog = Watchdog(state, (profile.network.sip_address, ports.sip), self.ami, self.ari, self.ledger)
+        self.watchdog = Watchdog(state, server, self.ami, self.ari, self.ledger)
         self.port = ports.daemon
 
     async def run(self) -> None:
@@ -68,8 +74,8 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.ari.run())  # first: from here on calls are ours
-                parts = (self.ledger, self.ami, self.hep, self.refusals, self.upkeep, self.disk, self.watchdog, self.pulse)
-                for part in parts:
+                watching = (self.watchdog, self.pulse, self.reconciliation)
+                for part in (self.ledger, self.ami, self.hep, self.trace, self.refusals, self.upkeep, self.disk, *watching):
                     group.create_task(part.run())
                 await web.TCPSite(runner, "127.0.0.1", self.port).start()
         finally:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
@@ -58,10 +59,13 @@ class Batch(NamedTuple):
 
 
 class Journal:
-    """All files of one journal: `path` itself and those rotated away from it, `path` followed by `.` and anything."""
+    """All files of one journal: `path` itself and those rotated away from it, `path` followed by `.` and anything.
 
-    def __init__(self, path: Path, positions: Mapping[str, int]) -> None:
-        self._path = path
+    Files last written before `written_since` (epoch seconds) are left out.
+    """
+
+    def __init__(self, path: Path, positions: Mapping[str, int], written_since: float = 0.0) -> None:
+        self._path, self._written_since = path, written_since
         self._positions = dict(positions)
         self._exhausted: dict[str, _Mark] = {}  # name → mark of the file when nothing was left to read in it
         self._began: dict[tuple[str, int], float] = {}  # (name, inode) → time of the first record
@@ -105,11 +109,11 @@ class Journal:
 
     def size(self) -> int:
         """Bytes of all files together."""
-        return sum(stat.st_size for _, stat in self._files())
+        return sum(status.st_size for _, status in self._files())
 
     def _unread(self) -> list[tuple[str, _Mark]]:
         """Files in which something may be left to read: oldest first, last the one that Asterisk writes to."""
-        marks = {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in self._files()}
+        marks = {name: (status.st_ino, status.st_size, status.st_mtime_ns) for name, status in self._files()}
         self._exhausted = {name: mark for name, mark in self._exhausted.items() if name in marks}
         self._began = {key: at for key, at in self._began.items() if marks.get(key[0], (0,))[0] == key[1]}
         unread = [(name, mark) for name, mark in marks.items() if self._exhausted.get(name) != mark]
@@ -125,7 +129,10 @@ class Journal:
                 rotated = entry.name.startswith(self._path.name + ".") and not entry.name.endswith(_COMPRESSED)
                 if entry.name == self._path.name or rotated:
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((entry.name, entry.stat()))
+                        status = entry.stat()
+                        # Opening a FIFO could wait for ever.
+                        if not stat.S_ISFIFO(status.st_mode) and status.st_mtime >= self._written_since:
+                            found.append((entry.name, status))
         return found
 
     def _begin(self, name: str, inode: int) -> float:
@@ -149,7 +156,7 @@ class Journal:
             events: list[Event] = []
             bad: list[Bad] = []
             end = start
-            for offset, record in _split(data, start):
+            for offset, record in split(data, start):
                 end = offset + len(record)
                 event = _event(record)
                 if event is not None:
@@ -169,26 +176,29 @@ def _identity(file: BinaryIO) -> str | None:
     """The file's name in our books; None while its first record is not complete."""
     file.seek(0)
     head = file.read(_HEAD)
-    first = next((record for _, record in _split(head, 0)), head if len(head) == _HEAD else None)
+    first = next((record for _, record in split(head, 0)), head if len(head) == _HEAD else None)
     return None if first is None else hashlib.sha256(first).hexdigest()[:32]
 
 
-def _split(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of each complete record, and of what stands between two. What is not complete is waited for."""
+def split(data: bytes, offset: int, start: re.Pattern[bytes] = _START) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each complete record, and of what stands between two. What is not complete is waited for.
+
+    `start` matches the beginning of a record, and nothing that can stand within one.
+    """
     begin = 0
     while begin < len(data):
-        end = _record_end(data, begin) if _START.match(data, begin) else _garbage_end(data, begin)
+        end = _record_end(data, begin, start) if start.match(data, begin) else _garbage_end(data, begin, start)
         if end is None:
             return
         yield offset + begin, data[begin:end]
         begin = end
 
 
-def _record_end(data: bytes, begin: int) -> int | None:
+def _record_end(data: bytes, begin: int, start: re.Pattern[bytes]) -> int | None:
     """Where its quotes balance at the end of a line; or, torn by a crash, where the next record begins before that."""
     position, open_quote = begin, False
     while line_end := data.find(b"\n", position) + 1:
-        following = _START.search(data, max(position, begin + 1), line_end)
+        following = start.search(data, max(position, begin + 1), line_end)
         if following is not None:
             return following.start()
         open_quote ^= bool(data.count(b'"', position, line_end) & 1)
@@ -200,8 +210,8 @@ def _record_end(data: bytes, begin: int) -> int | None:
     return len(data) if len(data) - begin > RECORD_MAX else None
 
 
-def _garbage_end(data: bytes, begin: int) -> int | None:
-    following = _START.search(data, begin)
+def _garbage_end(data: bytes, begin: int, start: re.Pattern[bytes]) -> int | None:
+    following = start.search(data, begin)
     if following is not None:
         return following.start()
     # Perhaps it is the first half of a record's beginning.

@@ -1,7 +1,7 @@
-"""The SIP messages that Asterisk mirrors over HEP (version 3, UDP): which INVITEs were refused, by code and source.
+"""The SIP messages that Asterisk mirrors over HEP (version 3, UDP): which INVITEs came, and which were refused.
 
 The journal cannot see an INVITE that never became a channel. HEP is fire and forget: nothing waits for it, and a dead daemon
-loses only these counts. Nothing that arrives here can raise.
+loses only this. Nothing that arrives here can raise.
 
 Source: HEP3 specification (sipcapture), chunk types 1-4, 7-8, 15.
 """
@@ -9,7 +9,9 @@ Source: HEP3 specification (sipcapture), chunk types 1-4, 7-8, 15.
 import asyncio
 import ipaddress
 import re
+import socket
 import struct
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +22,9 @@ from callrouter.health import Component, Health
 _SETTLE_S = 2.0  # a 401 is no refusal if the same call comes again with credentials in this time
 _FORGET_S = 180.0
 _PENDING_MAX = 10_000
+_TAG = re.compile(r";\s*tag=([^;>\s]*)", re.I)
+_BUFFER = 4 << 20  # bytes asked of the kernel for what comes while the event loop is busy
+_SO_MEMINFO, _DROPS = 55, 8  # linux/sock_diag.h, asm-generic/socket.h: a socket's counters, and that of dropped packets
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Sip:
     code: int | None
     call_id: str
     to_tag: bool
+    from_tag: str = ""
+    authorized: bool = False  # carries credentials: an operator's phone
+    identity: str = ""  # P-Asserted-Identity
+    sender: str = ""  # From
+    privacy: str = ""
 
 
 def parse_hep(data: bytes) -> Packet | None:
@@ -83,11 +93,24 @@ def parse_sip(text: str) -> Sip | None:
         name, colon, value = line.partition(":")
         if colon:
             name = name.strip().lower()
-            headers.setdefault({"i": "call-id", "t": "to"}.get(name, name), value.strip())
+            headers.setdefault({"i": "call-id", "t": "to", "f": "from"}.get(name, name), value.strip())
     cseq = re.match(r"(\d{1,10})\s+([A-Z]+)$", headers.get("cseq", ""), re.ASCII)
     if not cseq or not headers.get("call-id"):
         return None
-    return Sip(cseq[2], int(cseq[1]), code, headers["call-id"], bool(re.search(r";\s*tag=", headers.get("to", ""), re.I)))
+    sender = headers.get("from", "")
+    from_tag = _TAG.search(sender)
+    return Sip(
+        cseq[2],
+        int(cseq[1]),
+        code,
+        headers["call-id"],
+        _TAG.search(headers.get("to", "")) is not None,
+        from_tag[1] if from_tag else "",
+        "authorization" in headers or "proxy-authorization" in headers,
+        headers.get("p-asserted-identity", ""),
+        sender,
+        headers.get("privacy", ""),
+    )
 
 
 @dataclass
@@ -114,9 +137,9 @@ class Refusals:
         self._asked: OrderedDict[str, _Invite] = OrderedDict()  # answered ones are kept: what gets lost is sent again
         self._challenged: OrderedDict[str, tuple[float, str, int]] = OrderedDict()  # (when, source, code)
 
-    def take(self, packet: Packet, now: float) -> None:
+    def take(self, packet: Packet, now: float, sip: Sip | None = None) -> None:
         self.settle(now)
-        sip = parse_sip(packet.payload)
+        sip = sip or parse_sip(packet.payload)
         if sip is None or sip.method != "INVITE":
             return
         asked = self._asked.get(sip.call_id)
@@ -153,10 +176,22 @@ class Refusals:
 
 
 class HepListener(asyncio.DatagramProtocol):
-    """Listens at `host` and `port`; `server` is our own SIP address."""
+    """Listens at `host` and `port`; `server` is our own SIP address.
 
-    def __init__(self, host: str, port: int, server: tuple[str, int], on_refusal: Callable[[str, int], None]) -> None:
+    `on_message` is told of each message, `on_gap(why)` when some were missed between now and the time before.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        server: tuple[str, int],
+        on_refusal: Callable[[str, int], None],
+        on_message: Callable[[Packet, Sip], None] = lambda packet, sip: None,
+        on_gap: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._address, self._refusals = (host, port), Refusals(server, on_refusal)
+        self._on_message, self._on_gap = on_message, on_gap
         self._health = Health()
 
     def status(self) -> Component:
@@ -169,17 +204,32 @@ class HepListener(asyncio.DatagramProtocol):
                 transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, self._address)
             except OSError as error:
                 self._health.set(False, f"UDP port {self._address[1]}: {error.strerror}")
+                self._on_gap("port taken")
                 await asyncio.sleep(5)
                 continue
             try:
                 self._health.set(True, f"listening on UDP port {self._address[1]}")
+                listener = transport.get_extra_info("socket")
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+                dropped = 0
                 while True:
                     await asyncio.sleep(_SETTLE_S / 2)
                     self._refusals.settle(time.monotonic())
+                    before, dropped = dropped, _drops(listener)
+                    if dropped > before:
+                        self._on_gap(f"{dropped - before} packets dropped")
             finally:
                 transport.close()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         packet = parse_hep(data)
-        if packet is not None:
-            self._refusals.take(packet, time.monotonic())
+        sip = parse_sip(packet.payload) if packet is not None else None
+        if packet is not None and sip is not None:
+            self._refusals.take(packet, time.monotonic(), sip)
+            self._on_message(packet, sip)
+
+
+def _drops(listener: socket.socket) -> int:
+    """Packets that the kernel threw away because nobody took them in time."""
+    counters = listener.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_DROPS + 1))
+    return int.from_bytes(counters[-4:], sys.byteorder)

@@ -83,7 +83,7 @@ class Call(NamedTuple):
     ended_by: str | None = None
     hangup_cause: int | None = None
     outcome: str | None = None
-    cut: bool = False  # no record proves an end: Asterisk started anew
+    cut: bool = False  # no last record: Asterisk started anew
     notes: tuple[tuple[float, str], ...] = ()
     story: tuple[tuple[float, str, str], ...] = ()  # (when, what, who or what with)
 
@@ -178,6 +178,11 @@ class OpenCalls:
             self._by_linkedid[after.linkedid] = after.id
         if before is not None and before.linkedid != after.linkedid:
             self._by_linkedid.pop(before.linkedid, None)
+
+
+def sip_call_id(event: Event) -> str:
+    """Of a CALL event: the caller's SIP Call-ID."""
+    return _text(unquote(_fields(event, 2)[1]))
 
 
 def proof(call: Call, source: str) -> str | None:
@@ -342,7 +347,7 @@ def _cut(call: Call) -> Call:
     """Asterisk started anew: the call did not survive. Its last event is a lower bound of its end."""
     changes = _exit(call, Event("BOOT", call.seen_at, *[""] * 12))
     if call.ended_by is not None:  # had hung up already: only the last record is missing
-        return call._replace(**changes, ended_at=call.seen_at, outcome=_outcome(call))
+        return call._replace(**changes, ended_at=call.seen_at, outcome=_outcome(call), cut=True)
     notes = _noted(call, call.seen_at, "cut off: Asterisk was restarted")
     return call._replace(**changes, ended_at=call.seen_at, ended_by="system", outcome="lost", cut=True, notes=notes)
 

@@ -320,6 +320,25 @@ class Retention(_Part):
     journal_days: int = Field(90, ge=7, description="Days that the journal, from which tickets can be rebuilt, is kept.")
 
 
+class CarrierRecords(_Part):
+    """The form of the carrier's own call records, for `callrouter report reconcile --carrier FILE`: CSV with a head line."""
+
+    delimiter: Annotated[str, AfterValidator(Form(r"[,;|\t]", 'one of , ; | and "\\t"'))] = Field(
+        ",", description="What stands between two columns."
+    )
+    time_column: Text = Field("start_time", description="Column of the time at which the call began.")
+    time_format: Text | Literal[""] = Field(
+        "",
+        description="Form of that time as strptime knows it, or `unix` (seconds); empty: RFC 3339. "
+        "Without an offset it is the city's time.",
+    )
+    number_column: Text | Literal[""] = Field("caller", description="Column of the caller's number; empty: there is none.")
+    call_id_column: Text | Literal[""] = Field("", description="Column of the SIP Call-ID as we received it; empty: there is none.")
+    tolerance_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60, description="Seconds that the carrier's clock and ours may differ where no Call-ID tells which call is meant."
+    )
+
+
 class Network(_Part):
     """Addresses and ports. CALLROUTER_PORT_OFFSET is added to every port."""
 
@@ -361,6 +380,7 @@ class Profile(_Part):
     targets: Targets = Targets()
     retention: Retention = Retention()
     network: Network = Network()
+    carrier_records: CarrierRecords = CarrierRecords()
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ def contradictions(profile: Profile) -> Iterator[Trouble]:
     yield from _times(profile)
     yield from _places(profile)
     yield from _sizes(profile)
+    yield from _carrier_records(profile)
 
 
 def missing(profile: Profile) -> Iterator[Trouble]:
@@ -54,6 +55,16 @@ def missing(profile: Profile) -> Iterator[Trouble]:
         yield (), "there are no shifts", "add [[shifts]]: figures are shown by shift"
     if not profile.districts:
         yield (), "there are no districts", "add [[districts]] with their villages: tickets name a place by them"
+
+
+def _carrier_records(profile: Profile) -> Iterator[Trouble]:
+    form = profile.carrier_records
+    if not form.number_column and not form.call_id_column:
+        remedy = 'write call_id_column = "…" or number_column = "…"'
+        yield ("carrier_records",), "neither number nor Call-ID tells which call a carrier's record is", remedy
+    named = [name for name in (form.time_column, form.number_column, form.call_id_column) if name]
+    if len(set(named)) < len(named):
+        yield ("carrier_records",), "two meanings for one column of the carrier's records", "name each column once"
 
 
 def _doubles(profile: Profile) -> Iterator[Trouble]:

@@ -35,7 +35,7 @@ class Found(NamedTuple):
 async def due(connection: AsyncConnection, node: str) -> list[Due]:
     """The newest first: one whose file stays open to writing holds up no other."""
     rows = await connection.execute(
-        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at, call.c.ended_from)
+        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at, call.c.ended_from, call.c.outcome)
         .where(call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None))
         .order_by(call.c.ended_at.desc())
         .limit(_AT_ONCE)
@@ -46,7 +46,7 @@ async def due(connection: AsyncConnection, node: str) -> list[Due]:
             row.recording_path,
             (row.ended_at - row.answered_at).total_seconds() if row.answered_at else 0.0,
             row.ended_at,
-            row.ended_from == CUT,
+            row.ended_from == CUT and row.outcome == "lost",
         )
         for row in rows
     ]

@@ -190,7 +190,7 @@ def _shape(row: Mapping[Any, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 def _notes(row: Mapping[Any, Any]) -> list[tuple[str | None, str]]:
     notes = [(_epoch(at), text) for at, text in row["call_notes"]]
-    if row["call_ended_from"] == CUT:
+    if row["call_ended_from"] == CUT and row["call_outcome"] == "lost":
         witness = "recording" if row["call_recording_until"] else "last journal record"
         until = _time(row["call_recording_until"] or row["call_ended_at"])
         notes.append((until, f"lived at least until {until}, as the {witness} proves"))

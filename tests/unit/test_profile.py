@@ -154,7 +154,7 @@ villages = [{ code = "1001", name = "Hill", kind = "kelurahan", centre = [-5.11,
 REFUSALS: dict[str, tuple[str, str, str, str, str]] = {
     # Keys and forms
     "unknown key": ("menu_to_human_s", "menu_to_humam_s", "menu_to_humam_s", "unknown key", "write menu_to_human_s"),
-    "unknown table": ("[limits]", "[colours]\nx = 1\n[limits]", "[colours]", "unknown key", "or write one of: agencies, city"),
+    "unknown table": ("[limits]", "[colours]\nx = 1\n[limits]", "[colours]", "unknown key", "or write one of: agencies, carrier_records, city"),
     "unknown key in an inline table": ('"clinic", co_', '"clinic", priority = 1, co_', "priority", "subtypes.1.priority", "take it out"),
     "missing key": ('prefix = "TWN"\n', "", "[city]", "city.prefix is missing", "First part of each ticket number"),
     "missing table": (CITY[CITY.index("[[trunks]]") : CITY.index("[[agencies]]")], "", "waiting_queue", "trunks is missing", "add it"),

@@ -1,0 +1,276 @@
+"""Collects what every witness says of a period, has it reconciled, and mends what the witnesses prove.
+
+On demand (`callrouter report reconcile`) and each night in the daemon. What is mended is written like any other call: one
+ticket for each, and a journal record that turns up later finds it and completes it.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from pathlib import Path
+from time import time as clock
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.asterisk import cdr
+from callrouter.asterisk.cel import Journal
+from callrouter.domain.call import RECONCILIATION, TRUNK, Call, opens, sip_call_id
+from callrouter.domain.reconcile import (
+    JUDGE,
+    REBUILD,
+    REPLAY,
+    Carried,
+    Cdr,
+    Finding,
+    Invite,
+    Recorded,
+    Report,
+    Told,
+    Witnesses,
+    began,
+    rebuilt,
+    reconcile,
+)
+from callrouter.health import Component, Health
+from callrouter.profile import Profile
+from callrouter.service import ledger, siptrace
+from callrouter.service.ledger import NODE, is_test
+from callrouter.service.setup import city
+from callrouter.service.upkeep import measure
+from callrouter.store import calls, witnesses
+from callrouter.store.calls import Fact
+from callrouter.store.schema import AWAY, error_text, writing
+
+MARGIN_S = 120.0  # around the period: a call at its edge is known to one witness a little earlier than to another
+_BATCH = 4000
+_ROUNDS = 3  # what is mended may explain other findings, or show new ones
+_NIGHT = time(4, 10)  # of the city: the quiet hour
+_SPAN = timedelta(hours=48)
+_LOOK_S = 30.0
+_NAMED_MAX = 20
+
+log = structlog.get_logger(__name__)
+
+
+class Mended(NamedTuple):
+    finding: Finding
+    done: str
+
+
+class Reconciliation:
+    """Of one stack: its state directory and its database."""
+
+    def __init__(self, database: AsyncEngine, state: Path, profile: Profile, test_secret: str, node: str = NODE) -> None:
+        self._database, self._state, self._profile = database, state, profile
+        self._test_secret, self._node = test_secret, node
+        self._health = Health("not run yet")
+        self.findings = 0  # of the last night
+        self.mended = 0
+
+    def status(self) -> Component:
+        """Not ok: the last night's reconciliation found what nothing explains, and could not mend it."""
+        return self._health.status()
+
+    async def run(self) -> None:
+        """Each night at the quiet hour, until cancelled; a night on which the database is away is made up for."""
+        self._health.set(True, "runs each night")
+        due = next_night(datetime.now(UTC), self._profile.zone)
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = datetime.now(UTC)
+            if now < due:
+                continue
+            try:
+                await self.night(now)
+            except AWAY as error:
+                log.warning("reconciliation put off", reason=error_text(error))
+                continue
+            due = next_night(now, self._profile.zone)
+
+    async def night(self, now: datetime) -> None:
+        """One night's work."""
+        report, mended = await self.mend((now - _SPAN).timestamp(), now.timestamp())
+        self.findings, self.mended = len(report.findings), self.mended + len(mended)
+        for one in mended:
+            log.warning("mended", kind=one.finding.kind, name=one.finding.name, done=one.done)
+        for finding in report.findings[:_NAMED_MAX]:
+            log.error("not explained", kind=finding.kind, name=finding.name, why=finding.text)
+        if report.findings:
+            detail = f"{len(report.findings)} differences that nothing explains: `callrouter report reconcile`"
+            self._health.set(False, detail)
+        else:
+            self._health.set(True, f"adds up; {len(mended)} mended")
+
+    async def report(self, since: float, until: float, carrier: Sequence[Carried] | None = None) -> Report:
+        """The page for calls that arrived in that time (epoch seconds)."""
+        return reconcile(await self._witnesses(since, until, carrier))
+
+    async def mend(self, since: float, until: float, carrier: Sequence[Carried] | None = None) -> tuple[Report, list[Mended]]:
+        """Mend what can be, then the page as it is afterwards."""
+        mended: list[Mended] = []
+        tried = set[Finding]()
+        for _ in range(_ROUNDS):
+            known = await self._witnesses(since, until, carrier)
+            report = reconcile(known)
+            todo = [one for one in report.findings if one.mend and one not in tried]
+            if not todo:
+                break
+            tried.update(todo)
+            mended += await self._mend(known, todo)
+        return reconcile(await self._witnesses(since, until, carrier)), mended
+
+    async def _mend(self, w: Witnesses, todo: Sequence[Finding]) -> list[Mended]:
+        mended = []
+        if replays := [one for one in todo if one.mend == REPLAY]:
+            await ledger.replay(
+                self._database, self._state / "journal" / "cel.csv", city(self._profile), self._test_secret, _silent, self._node
+            )
+            mended += [Mended(one, "rebuilt from the journal") for one in replays]
+        for one in (one for one in todo if one.mend == JUDGE):
+            async with writing(self._database) as connection:
+                await witnesses.judge_again(connection, one.name)
+            mended.append(Mended(one, "its recording is looked at again"))
+        rebuilds = [one for one in todo if one.mend == REBUILD]
+        # An INVITE may be that of a recording or a CDR without a call: those first, the rest of the INVITEs next round.
+        of_calls = [one for one in rebuilds if one.kind != "invite without call"]
+        for one in of_calls or rebuilds:
+            found = await asyncio.to_thread(self._rebuilt, w, one)
+            fact = Fact(found, True, is_test(found, self._test_secret), RECONCILIATION)
+            async with writing(self._database) as connection:
+                await calls.record(connection, self._node, city(self._profile), [fact])
+            mended.append(Mended(one, f"ticket made from what the other witnesses say ({found.outcome})"))
+        return mended
+
+    def _rebuilt(self, w: Witnesses, finding: Finding) -> Call:
+        if finding.kind == "invite without call":
+            invite = next(one for one in w.invites if one.sip_call_id == finding.name)
+            digest = hashlib.sha256(f"{invite.sip_call_id}\n{invite.tag}".encode()).hexdigest()
+            return rebuilt(f"sip-{digest[:24]}", (), invite, None, 0.0, self._trunk(invite))
+        cdrs, recorded = w.cdrs.get(finding.name, ()), w.recordings.get(finding.name)
+        path = self._state / recorded.file if recorded else None
+        seconds = 0.0
+        if path is not None and path.exists():
+            with path.open("rb") as file:
+                wav = measure(file)
+                seconds = wav.bytes / wav.bytes_a_second if wav else 0.0
+        invite_of = self._invite(w, cdrs[0].started_at if cdrs else began(finding.name) + 0.5)
+        trunk = self._trunk(invite_of) if invite_of else ""
+        return rebuilt(finding.name, cdrs, invite_of, str(path) if path else None, seconds, trunk)
+
+    def _invite(self, w: Witnesses, at: float) -> Invite | None:
+        """The only INVITE of that second that no call has."""
+        known = {row.sip_call_id for row in w.calls}
+        free = [
+            one
+            for one in w.invites
+            if abs(one.at - at) < 1.0 and one.sip_call_id not in known and not one.authorized and (one.code or 0) < 300
+        ]
+        return free[0] if len(free) == 1 else None
+
+    def _trunk(self, invite: Invite) -> str:
+        address = ipaddress.ip_address(invite.source)
+        matches = (one.name for one in self._profile.trunks if any(address in ipaddress.ip_network(net) for net in one.match))
+        return next(matches, "")
+
+    async def _witnesses(self, since: float, until: float, carrier: Sequence[Carried] | None) -> Witnesses:
+        first, last = since - MARGIN_S, until + MARGIN_S
+        # The database first: what a witness writes after that is young, and told apart by its age.
+        now = clock()
+        async with self._database.connect() as connection:
+            read = await calls.positions(connection, self._node)
+            found = Witnesses(
+                since,
+                min(until, now),
+                now,
+                await witnesses.rows(connection, first, last),
+                await witnesses.tickets_alone(connection, since, until),
+                await witnesses.numbering(connection, since, min(until, now), self._profile.zone),
+                carrier=carrier,
+                carrier_tolerance_s=self._profile.carrier_records.tolerance_s,
+                recordings_since=now - self._profile.retention.recordings_days * 86400.0,
+            )
+        return await asyncio.to_thread(self._beside, found, read, first, last)
+
+    def _beside(self, known: Witnesses, read: dict[str, int], first: float, last: float) -> Witnesses:
+        """With what stands outside the database."""
+        state = self._state
+        journal, boots = told(state / "journal" / "cel.csv", first, last)
+        emergency, more = told(state / "emergency" / "cel.csv", first, last)
+        unread = {
+            call_id
+            for path in (state / "journal" / "cel.csv", state / "emergency" / "cel.csv")
+            for call_id in told(path, first, last, read)[0]
+        }
+        invites, listening = siptrace.read(state / "sip", first, last)
+        cdrs: dict[str, list[Cdr]] = {}
+        for one in cdr.read(state / "cdr" / "cdr.csv", first, last):
+            if one.channel.startswith(TRUNK):
+                cdrs.setdefault(one.call_id, []).append(one)
+        recordings, strange = self._recorded(first, last)
+        return replace(
+            known,
+            journal=journal,
+            emergency=emergency,
+            unread=unread,
+            boots=sorted((*boots, *more)),
+            invites=sorted(invites, key=lambda one: one.at),
+            listening=listening,
+            cdrs=cdrs,
+            recordings=recordings,
+            strange_files=strange,
+        )
+
+    def _recorded(self, first: float, last: float) -> tuple[dict[str, Recorded], list[str]]:
+        found: dict[str, Recorded] = {}
+        strange: list[str] = []
+        for day in _days(first, last):
+            for path in sorted((self._state / "recordings" / day).glob("*")):
+                name = str(path.relative_to(self._state))
+                at = began(path.stem)
+                if path.suffix != ".wav" or not at:
+                    strange.append(name)
+                elif first <= at < last:
+                    found[path.stem] = Recorded(name, path.stat().st_mtime)
+        return found, strange
+
+
+def told(path: Path, first: float, last: float, read: dict[str, int] | None = None) -> tuple[dict[str, Told], list[float]]:
+    """What a journal (all of it, or what is behind the positions `read`) says of calls that began then; and Asterisk's starts."""
+    journal, found, boots = Journal(path, read or {}, written_since=first), dict[str, Told](), list[float]()
+    while (batch := journal.read(_BATCH)) is not None:
+        for event in batch.events:
+            if event.kind == "BOOT":
+                boots.append(event.at)
+            elif event.uniqueid == event.linkedid or event.uniqueid in found:
+                known = found.get(event.uniqueid)
+                if known is None and read is None and not opens(event):
+                    continue
+                known = known or Told(event.at, False, "")
+                if event.kind == "CALL":
+                    known = known._replace(sip_call_id=sip_call_id(event))
+                found[event.uniqueid] = known._replace(ended=known.ended or event.kind == "CHAN_END")
+    return {call_id: one for call_id, one in found.items() if first <= one.at < last}, boots
+
+
+def next_night(now: datetime, zone: tzinfo) -> datetime:
+    """The next quiet hour of the city after `now`."""
+    today = now.astimezone(zone).date()
+    nights = (datetime.combine(today + timedelta(days=n), _NIGHT, zone).astimezone(UTC) for n in (0, 1))
+    return next(night for night in nights if night > now)
+
+
+def _days(first: float, last: float) -> Iterator[str]:
+    """Directories of recordings: days of UTC."""
+    day, end = datetime.fromtimestamp(first, UTC).date(), datetime.fromtimestamp(last, UTC).date()
+    while day <= end:
+        yield f"{day:%Y/%m/%d}"
+        day += timedelta(days=1)
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody watches."""

@@ -1,0 +1,83 @@
+"""What reconciliation asks the database: calls with their tickets, tickets alone, and the numbers given each day."""
+
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from callrouter.domain.reconcile import Numbering, Row
+from callrouter.store.schema import call, day_counter, ticket
+
+
+async def rows(connection: AsyncConnection, since: float, until: float) -> list[Row]:
+    """Calls that arrived in that time (epoch seconds)."""
+    found = await connection.stream(
+        sa.select(
+            *(call.c[name] for name in ("call_id", "arrived_at", "ended_at", "ended_from", "source", "outcome", "test")),
+            *(call.c[name] for name in ("sip_call_id", "caller_number", "recording_state")),
+            ticket.c.number,
+            ticket.c.outcome.label("ticket_outcome"),
+            ticket.c.test.label("ticket_test"),
+            ticket.c.state,
+            ticket.c.disposition,
+        )
+        .outerjoin(ticket, ticket.c.call_id == call.c.call_id)
+        .where(call.c.arrived_at >= _at(since), call.c.arrived_at < _at(until))
+    )
+    return [
+        Row(
+            row.call_id,
+            row.arrived_at.timestamp(),
+            None if row.ended_at is None else row.ended_at.timestamp(),
+            row.ended_from,
+            row.source,
+            row.outcome,
+            row.test,
+            row.sip_call_id or "",
+            row.caller_number,
+            row.recording_state,
+            row.number,
+            row.ticket_outcome,
+            bool(row.ticket_test),
+            row.state,
+            row.disposition,
+        )
+        async for row in found
+    ]
+
+
+async def tickets_alone(connection: AsyncConnection, since: float, until: float) -> list[str]:
+    """Numbers of tickets whose call is gone."""
+    found = await connection.execute(
+        sa.select(ticket.c.number)
+        .outerjoin(call, call.c.call_id == ticket.c.call_id)
+        .where(ticket.c.opened_at >= _at(since), ticket.c.opened_at < _at(until), call.c.call_id.is_(None))
+    )
+    return list(found.scalars())
+
+
+async def numbering(connection: AsyncConnection, since: float, until: float, zone: tzinfo) -> list[Numbering]:
+    """Of each whole day of the city that the time touches."""
+    first, last = (datetime.fromtimestamp(at, zone).date() for at in (since, until))
+    days = await connection.execute(
+        sa.select(day_counter.c.day, day_counter.c.last).where(day_counter.c.day >= first, day_counter.c.day <= last)
+    )
+    found = []
+    for day, given in days.all():
+        begin, end = _midnight(day, zone), _midnight(day + timedelta(days=1), zone)
+        count = sa.select(sa.func.count()).select_from(ticket).where(ticket.c.opened_at >= begin, ticket.c.opened_at < end)
+        found.append(Numbering(day, given, int(await connection.scalar(count) or 0)))
+    return found
+
+
+async def judge_again(connection: AsyncConnection, call_id: str) -> None:
+    """Let upkeep look at the call's recording once more."""
+    await connection.execute(sa.update(call).where(call.c.call_id == call_id).values(recording_state=None))
+
+
+def _midnight(day: date, zone: tzinfo) -> datetime:
+    return datetime.combine(day, time(), zone).astimezone(UTC)
+
+
+def _at(epoch: float) -> datetime:
+    return datetime.fromtimestamp(epoch, UTC)
