@@ -13,6 +13,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -60,7 +61,8 @@ class Daemon:
         self.refusals = Refusals(self.database)
         server = (profile.network.sip_address, ports.sip)
         self.trace = SipTrace(state / "sip", server, profile.retention.journal_days)
-        self.hep = HepListener("127.0.0.1", ports.hep, server, self.refusals.count, self.trace.take, self.trace.gap)
+        told = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
+        self.hep = HepListener("127.0.0.1", ports.hep, server, *told)
         self.reconciliation = Reconciliation(self.database, state, profile, secret(state, "test_call"))
         self.upkeep = Upkeep(self.database, state, NODE)
         self.disk = Disk(state)
@@ -68,6 +70,7 @@ class Daemon:
         self.port = ports.daemon
 
     async def run(self) -> None:
+        self.gauges.registry.register(self.reconciliation)
         self.gauges.watch(self.ari, self.ledger, self.refusals, self.watchdog)
         runner = web.AppRunner(self._http(), access_log=None)
         await runner.setup()
@@ -88,11 +91,16 @@ class Daemon:
             "ari": self.ari.status(),
             "ami": self.ami.status(),
             "database": self.upkeep.database_status(),
-            "journal": self.ledger.status(),
+            "journal": self._journal(),
             "disk": self.disk.status(),
             "recordings": self.upkeep.status(),
             "daemon": self.pulse.status(),
         }
+
+    def _journal(self) -> Component:
+        """With the last night's reconciliation told, where it did not add up."""
+        journal, nightly = self.ledger.status(), self.reconciliation.status()
+        return journal if nightly.ok else replace(journal, detail=f"{journal.detail}; {nightly.detail}")
 
     def _http(self) -> web.Application:
         app = web.Application()

@@ -178,7 +178,8 @@ class Refusals:
 class HepListener(asyncio.DatagramProtocol):
     """Listens at `host` and `port`; `server` is our own SIP address.
 
-    `on_message` is told of each message, `on_gap(why)` when some were missed between now and the time before.
+    `on_message` is told of each message, `on_gap(why)` when some were missed since the one before, `on_listening` from when on
+    none will be.
     """
 
     def __init__(
@@ -189,9 +190,10 @@ class HepListener(asyncio.DatagramProtocol):
         on_refusal: Callable[[str, int], None],
         on_message: Callable[[Packet, Sip], None] = lambda packet, sip: None,
         on_gap: Callable[[str], None] = lambda why: None,
+        on_listening: Callable[[], None] = lambda: None,
     ) -> None:
         self._address, self._refusals = (host, port), Refusals(server, on_refusal)
-        self._on_message, self._on_gap = on_message, on_gap
+        self._on_message, self._on_gap, self._on_listening = on_message, on_gap, on_listening
         self._health = Health()
 
     def status(self) -> Component:
@@ -212,13 +214,16 @@ class HepListener(asyncio.DatagramProtocol):
                 listener = transport.get_extra_info("socket")
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 dropped = 0
+                self._on_listening()
                 while True:
                     await asyncio.sleep(_SETTLE_S / 2)
                     self._refusals.settle(time.monotonic())
                     before, dropped = dropped, _drops(listener)
                     if dropped > before:
                         self._on_gap(f"{dropped - before} packets dropped")
+                        self._on_listening()
             finally:
+                self._on_gap("listener closed")
                 transport.close()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

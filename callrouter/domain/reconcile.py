@@ -18,7 +18,7 @@ from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, OPERATOR, OUTSIDE, R
 SETTLE_S = 15.0  # what is younger may not be written everywhere yet
 _JUDGED_S = 60.0  # a recording is judged by then, if upkeep runs
 _NEAR_S = 2.0  # between an INVITE and the channel made for it
-_HEARD_S = 1.0  # around a call's arrival the trace must have listened
+HEARD_S = 1.0  # around a call's arrival the trace must have listened
 _ANSWER_S = 40.0  # an INVITE is answered or given up by then (RFC 3261 timer B: 32 s)
 _QUIET_S = 60.0  # MixMonitor writes every 2 s while the call lives
 _ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.\d{1,9}", re.ASCII)
@@ -259,7 +259,7 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             total.differ("+", "INVITE came just before this period", "SIP trace", row.call_id)
         elif row.sip_call_id and any(_booted(w, row, other) for other in same[row.sip_call_id]):
             total.differ("+", "INVITE sent again, and taken again by a restarted Asterisk", "calls", row.call_id)
-        elif not _listened(w, row.arrived_at - _HEARD_S, row.arrived_at + _HEARD_S):
+        elif not _listened(w, row.arrived_at - HEARD_S, row.arrived_at + HEARD_S):
             total.differ("+", "INVITE not seen: the daemon was not listening", "SIP trace", row.call_id)
         else:
             total.differ("+", "NOT IN THE SIP TRACE", "calls", row.call_id)

@@ -313,7 +313,7 @@ class Targets(_Part):
 
 
 class Retention(_Part):
-    """How long records are to be kept, in days. This version deletes nothing by itself."""
+    """How long records are kept, in days. This version deletes only the SIP trace by itself, which follows the journal."""
 
     recordings_days: int = Field(365, ge=1, description="Days that recordings are kept.")
     tickets_days: int = Field(3650, ge=1, description="Days that tickets are kept.")

@@ -7,7 +7,7 @@ ticket for each, and a journal record that turns up later finds it and completes
 import asyncio
 import hashlib
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from pathlib import Path
@@ -15,6 +15,7 @@ from time import time as clock
 from typing import NamedTuple
 
 import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import cdr
@@ -41,8 +42,8 @@ from callrouter.profile import Profile
 from callrouter.service import ledger, siptrace
 from callrouter.service.ledger import NODE, is_test
 from callrouter.service.setup import city
-from callrouter.service.upkeep import measure
-from callrouter.store import calls, witnesses
+from callrouter.service.upkeep import Upkeep, measure
+from callrouter.store import calls, recordings, witnesses
 from callrouter.store.calls import Fact
 from callrouter.store.schema import AWAY, error_text, writing
 
@@ -68,6 +69,7 @@ class Reconciliation:
     def __init__(self, database: AsyncEngine, state: Path, profile: Profile, test_secret: str, node: str = NODE) -> None:
         self._database, self._state, self._profile = database, state, profile
         self._test_secret, self._node = test_secret, node
+        self._upkeep = Upkeep(database, state, node)
         self._health = Health("not run yet")
         self.findings = 0  # of the last night
         self.mended = 0
@@ -75,6 +77,12 @@ class Reconciliation:
     def status(self) -> Component:
         """Not ok: the last night's reconciliation found what nothing explains, and could not mend it."""
         return self._health.status()
+
+    def collect(self) -> Iterable[Metric]:
+        """For /metrics."""
+        text = "Differences that nothing explained in the last night's reconciliation."
+        yield GaugeMetricFamily("callrouter_reconcile_findings", text, self.findings)
+        yield CounterMetricFamily("callrouter_reconcile_mended", "Differences that the nights' reconciliation mended.", self.mended)
 
     async def run(self) -> None:
         """Each night at the quiet hour, until cancelled; a night on which the database is away is made up for."""
@@ -132,18 +140,22 @@ class Reconciliation:
             )
             mended += [Mended(one, "rebuilt from the journal") for one in replays]
         for one in (one for one in todo if one.mend == JUDGE):
-            async with writing(self._database) as connection:
-                await witnesses.judge_again(connection, one.name)
-            mended.append(Mended(one, "its recording is looked at again"))
+            async with self._database.connect() as connection:
+                due = await recordings.due_again(connection, one.name)
+            found = await asyncio.to_thread(self._upkeep.judge, due, datetime.now(UTC)) if due else None
+            if found is not None:
+                async with writing(self._database) as connection:
+                    await recordings.save(connection, one.name, found)
+                mended.append(Mended(one, f"its recording is {found.state}"))
         rebuilds = [one for one in todo if one.mend == REBUILD]
         # An INVITE may be that of a recording or a CDR without a call: those first, the rest of the INVITEs next round.
         of_calls = [one for one in rebuilds if one.kind != "invite without call"]
         for one in of_calls or rebuilds:
-            found = await asyncio.to_thread(self._rebuilt, w, one)
-            fact = Fact(found, True, is_test(found, self._test_secret), RECONCILIATION)
+            call = await asyncio.to_thread(self._rebuilt, w, one)
+            fact = Fact(call, True, is_test(call, self._test_secret), RECONCILIATION)
             async with writing(self._database) as connection:
                 await calls.record(connection, self._node, city(self._profile), [fact])
-            mended.append(Mended(one, f"ticket made from what the other witnesses say ({found.outcome})"))
+            mended.append(Mended(one, f"ticket made from what the other witnesses say ({call.outcome})"))
         return mended
 
     def _rebuilt(self, w: Witnesses, finding: Finding) -> Call:

@@ -5,6 +5,7 @@ listened, and claims nothing about the time between. Records are JSON lines: JSO
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from callrouter.domain.reconcile import Interval, Invite
 FILE_MAX = 256 << 20  # bytes a day: a million INVITEs. A flood beyond it ends the listening, and the report says so
 _EVERY_S = 1.0
 _ALIVE_S = 10.0  # at least one record in this time, or the daemon was away
-_STUCK_S = 2.0  # the event loop did not run for so long: INVITEs may be lost
+_STUCK_S = 2.0  # the event loop did not run, or the clock went back, for so long
 _KNOWN_S, _KNOWN_MAX = 180.0, 20_000
 _PENDING_MAX = 20_000
 _HEADER_MAX = 1024
@@ -37,8 +38,9 @@ class SipTrace:
         self._directory, self._address, self._keep = directory, address, timedelta(days=keep_days)
         self._known: OrderedDict[tuple[str, str], Invite] = OrderedDict()  # (Call-ID, From tag) → as last recorded
         self._pending: list[dict[str, Any]] = []
-        self._listening = False
-        self._gaps = 0
+        self._listening = False  # now
+        self._gap = True  # since the last record
+        self._wake = asyncio.Event()
         self._written = 0.0
 
     def find(self, sip_call_id: str) -> Invite | None:
@@ -58,21 +60,28 @@ class SipTrace:
             self._known[key] = known._replace(code=sip.code)
             self._add({"at": now, "kind": "answer", "call_id": key[0], "tag": key[1], "code": sip.code})
 
+    def listening(self) -> None:
+        """From now on every INVITE is heard."""
+        self._listening = True
+        self._wake.set()
+
     def gap(self, why: str) -> None:
-        """INVITEs may have been missed between the last record and now."""
+        """INVITEs may have been missed since the last record."""
         if self._listening:
-            log.warning("sip trace has a gap", reason=why)
-        self._listening = False
-        self._gaps += 1
+            log.info("sip trace has a gap", reason=why)
+        self._listening, self._gap = False, True
 
     async def run(self) -> None:
         """Write what is new until cancelled."""
         try:
             while True:
                 before = time.monotonic()
-                await asyncio.sleep(_EVERY_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_EVERY_S):
+                        await self._wake.wait()
+                self._wake.clear()
                 if time.monotonic() - before > _EVERY_S + _STUCK_S:
-                    self.gap("daemon was stuck")
+                    continue  # the listener first says what was lost meanwhile
                 await asyncio.to_thread(self._write, time.time())
         finally:
             self._write(time.time(), end=True)
@@ -94,16 +103,16 @@ class SipTrace:
         if len(self._pending) < _PENDING_MAX:
             self._pending.append(record)
         else:
-            self.gap("more INVITEs than can be written")
+            self._gap = True  # more INVITEs than can be written
 
     def _write(self, now: float, *, end: bool = False) -> None:
-        """Append; a disk that takes nothing ends the listening, and memory stays bounded."""
-        (taken, self._pending), gaps = (self._pending, []), self._gaps
-        if not self._listening:
-            taken = [{"at": now, "kind": "gap"}, *taken, {"at": now, "kind": "listen"}]
-        elif taken or end or now - self._written >= _ALIVE_S:
+        """Append; a disk that takes nothing is a gap, and memory stays bounded."""
+        (taken, self._pending), (gap, self._gap) = (self._pending, []), (self._gap, False)
+        if gap:
+            taken = [{"at": now, "kind": "gap"}, *taken, *([{"at": now, "kind": "listen"}] if self._listening else [])]
+        elif self._listening and (taken or end or now - self._written >= _ALIVE_S):
             taken.append({"at": now, "kind": "alive"})
-        else:
+        if not taken:
             return
         path = self._directory / f"invites-{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.jsonl"
         try:
@@ -111,13 +120,14 @@ class SipTrace:
             fresh = not path.exists()
             with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="ascii") as file:
                 if file.tell() > FILE_MAX:
-                    self.gap("today's file is full")
+                    self._gap = True
                     return
                 file.write("\n" + "\n".join(json.dumps(record) for record in taken))  # a torn last line stays a line of its own
         except OSError as error:
-            self.gap(f"cannot be written: {error.strerror}")
+            log.warning("sip trace cannot be written", reason=error.strerror)
+            self._gap = True
             return
-        self._listening, self._written = gaps == self._gaps, now
+        self._written = now
         if fresh:
             self._forget(datetime.fromtimestamp(now, UTC).date())
 

@@ -133,9 +133,9 @@ def _counts(fact: Fact, known: _Known, rebuild: bool) -> bool:
 
 async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
     rows = await connection.execute(
-        sa.select(call.c.call_id, ticket.c.number, call.c.ended_from)
-        .join(ticket, ticket.c.call_id == call.c.call_id)
-        .where(call.c.call_id.in_(call_ids))
+        sa.select(ticket.c.call_id, ticket.c.number, call.c.ended_from)
+        .outerjoin(call, call.c.call_id == ticket.c.call_id)  # a ticket whose call is gone keeps its number
+        .where(ticket.c.call_id.in_(call_ids))
     )
     return {call_id: _Known(of_ticket, ended_from) for call_id, of_ticket, ended_from in rows}
 

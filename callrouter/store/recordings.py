@@ -1,7 +1,7 @@
 """What upkeep asks and tells the database: recordings due, what was found of them, and old news to forget."""
 
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,12 +34,19 @@ class Found(NamedTuple):
 
 async def due(connection: AsyncConnection, node: str) -> list[Due]:
     """The newest first: one whose file stays open to writing holds up no other."""
-    rows = await connection.execute(
-        sa.select(call.c.call_id, call.c.recording_path, call.c.answered_at, call.c.ended_at, call.c.ended_from, call.c.outcome)
-        .where(call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None))
-        .order_by(call.c.ended_at.desc())
-        .limit(_AT_ONCE)
-    )
+    mine = call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None)
+    return await _due(connection, _DUE.where(*mine).order_by(call.c.ended_at.desc()).limit(_AT_ONCE))
+
+
+async def due_again(connection: AsyncConnection, call_id: str) -> Due | None:
+    """That ended call, whatever was found of its recording before."""
+    return next(iter(await _due(connection, _DUE.where(call.c.call_id == call_id, call.c.ended_at.is_not(None)))), None)
+
+
+_DUE = sa.select(*(call.c[name] for name in ("call_id", "recording_path", "answered_at", "ended_at", "ended_from", "outcome")))
+
+
+async def _due(connection: AsyncConnection, statement: sa.Select[Any]) -> list[Due]:
     return [
         Due(
             row.call_id,
@@ -48,7 +55,7 @@ async def due(connection: AsyncConnection, node: str) -> list[Due]:
             row.ended_at,
             row.ended_from == CUT and row.outcome == "lost",
         )
-        for row in rows
+        for row in await connection.execute(statement)
     ]
 
 

@@ -70,11 +70,6 @@ async def numbering(connection: AsyncConnection, since: float, until: float, zon
     return found
 
 
-async def judge_again(connection: AsyncConnection, call_id: str) -> None:
-    """Let upkeep look at the call's recording once more."""
-    await connection.execute(sa.update(call).where(call.c.call_id == call_id).values(recording_state=None))
-
-
 def _midnight(day: date, zone: tzinfo) -> datetime:
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
