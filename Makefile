@@ -1,6 +1,8 @@
 # callrouter: everything starts here. `make` alone lists the targets; each sets up what it needs.
 PYTHON ?= python3
 DRAIN ?= 10
+MINUTES ?= 2
+SEED ?= 112
 VENV := .venv/.complete
 PREFIX := .runtime/asterisk/.complete
 PROMPTS := .runtime/prompts/.complete
@@ -8,7 +10,7 @@ ifdef ASTERISK
 export ASTERISK
 endif
 
-.PHONY: help demo up down status test lint docs setup
+.PHONY: help demo up down status test chaos lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +30,9 @@ status: $(VENV)  ## what runs, since when, and whether it is ready
 
 test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp
 	@.venv/bin/python -m pytest $(TESTS)
+
+chaos: setup  ## random faults under calls for MINUTES=2, SEED=112; every caller's record is held against the tickets
+	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)  ## ruff (format and lint), mypy --strict
 	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q . && .venv/bin/mypy

@@ -154,6 +154,10 @@ class Limits(_Part):
     dead_mans_margin_s: Annotated[float, Field(ge=1, le=3)] = Field(
         2, description="A daemon that dies in the menu costs the caller at most this many seconds of silence."
     )
+    max_silence_s: Seconds = Field(
+        8,
+        description="No fault may leave a caller in silence for longer before a human talks; `make chaos` holds us to it.",
+    )
 
 
 class Operators(_Part):

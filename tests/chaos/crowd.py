@@ -49,7 +49,7 @@ class Citizen:
         self.dialog: Dialog | None = None
         self.keyed_at: float | None = None  # the last key's last packet, or the INFO's 200
         self.talking = asyncio.Event()  # an operator took the call
-        self.gave_up = self.cut = False
+        self.gave_up = False  # as the script says
 
     @property
     def call_id(self) -> str:
@@ -115,14 +115,13 @@ class Citizen:
             now = time.monotonic()
             heard = dialog.media.heard.last_at or dialog.answered_at
             if now - heard > _DEAF_S:
-                self.cut = True
                 return
             if self.talking.is_set():
                 talked_since = talked_since or now
                 if now - talked_since > self.script.talk_s:
                     return
             elif now - dialog.answered_at > (self.script.give_up_s or _HUMAN_S):
-                self.gave_up = True
+                self.gave_up = self.script.give_up_s is not None
                 return
             await asyncio.sleep(_TURN_S)
 
@@ -211,7 +210,7 @@ class Crowd:
             if hold and not await _within(1.5, dialog.ended):
                 with contextlib.suppress(SipError):
                     await dialog.hold()
-                    await _within(2.0, dialog.ended)
+                    await _within(3.0, dialog.ended)
                     await dialog.hold(held=False)
             while not dialog.ended.is_set():
                 if not citizen.in_call:  # an Asterisk that was killed tells nobody: the operator hears silence and hangs up

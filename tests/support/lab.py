@@ -129,6 +129,17 @@ class Lab:
     def tickets(self, limit: int = 500) -> list[dict[str, Any]]:
         return list(self.get(f"/api/v1/tickets?limit={limit}")["items"])
 
+    def all_tickets(self) -> list[dict[str, Any]]:
+        """Every page."""
+        items: list[dict[str, Any]] = []
+        cursor = ""
+        while True:
+            page = self.get(f"/api/v1/tickets?limit=500{cursor}")
+            items += page["items"]
+            if page["next"] is None:
+                return items
+            cursor = f"&cursor={page['next']}"
+
     async def ticket(self, dialog: Dialog, *, ended: bool = True) -> dict[str, Any]:
         """The one ticket of that call, once it is there (and over, recording judged)."""
 

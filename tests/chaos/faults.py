@@ -1,0 +1,178 @@
+"""The faults of a storm: each breaks one part by real means, and returns when the part works again or is on its way."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.crowd import PHASES, Citizen, Crowd
+from tests.support import until
+from tests.support.lab import Lab
+
+_PAUSE_S = (5.0, 8.5)  # between two faults: at least one in 10 s
+
+
+@dataclass
+class Scene:
+    """What a fault may touch, and what it notes for the judge. Spans are (from, to) of time.monotonic()."""
+
+    lab: Lab
+    crowd: Crowd
+    asterisk_away: list[tuple[float, float]] = field(default_factory=list)  # killed or wedged until it answers again
+    menu_away: list[tuple[float, float]] = field(default_factory=list)  # keys may go unheard
+
+    @asynccontextmanager
+    async def noted(self, spans: list[tuple[float, float]], component: str) -> AsyncIterator[None]:
+        """Note the time from now until `/readyz` says that the component is well after the fault in the body."""
+        since = time.monotonic()
+        yield
+        await until(lambda: self.well(component, since), f"{component} is back", 40)
+        spans.append((since, time.monotonic()))
+
+    def well(self, component: str, since: float) -> bool:
+        """Is it well, and was it so told after `since`? A part that died is told as such within 3 s."""
+        components = self.lab.stack.ready()["components"]
+        if not isinstance(components, dict) or component not in components or not components[component]["ok"]:
+            return False
+        changed = datetime.fromisoformat(components[component]["since"]).timestamp() - time.time() + time.monotonic()
+        return changed > since or time.monotonic() - since > 4
+
+    @property
+    def journal(self) -> Path:
+        return self.lab.state / "journal" / "cel.csv"
+
+
+async def asterisk_killed(scene: Scene, target: Citizen | None) -> None:
+    async with scene.noted(scene.asterisk_away, "ari"):
+        os.kill(scene.lab.pid("asterisk"), signal.SIGKILL)
+
+
+async def asterisk_wedged(scene: Scene, target: Citizen | None) -> None:
+    """Stopped for good: the watchdog must find it, end it, and have it started again."""
+    async with scene.noted(scene.asterisk_away, "ari"):
+        pid = scene.lab.pid("asterisk")
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: scene.lab.pid("asterisk") != pid, "the watchdog ends a wedged Asterisk", 20)
+
+
+async def asterisk_stalled(scene: Scene, target: Citizen | None) -> None:
+    """Slow, not dead: two seconds without a sign, then it goes on. Nobody may kill it."""
+    pid, since = scene.lab.pid("asterisk"), time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(2)
+    os.kill(pid, signal.SIGCONT)
+    scene.menu_away.append((since, time.monotonic()))  # the dead-man's timer went on
+
+
+async def daemon_killed(scene: Scene, target: Citizen | None) -> None:
+    async with scene.noted(scene.menu_away, "ari"):
+        os.kill(scene.lab.pid("daemon"), signal.SIGKILL)
+
+
+async def daemon_stopped(scene: Scene, target: Citizen | None) -> None:
+    """Deaf for some seconds. Its supervisor may have restarted it meanwhile."""
+    async with scene.noted(scene.menu_away, "ari"):
+        pid = scene.lab.pid("daemon")
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(4)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def console_killed(scene: Scene, target: Citizen | None) -> None:
+    os.kill(scene.lab.pid("web"), signal.SIGKILL)
+
+
+async def database_away(scene: Scene, target: Citizen | None) -> None:
+    """Nobody else can write for longer than anybody waits."""
+
+    def hold() -> None:
+        held = sqlite3.connect(scene.lab.state / "callrouter.db", isolation_level=None, timeout=10)
+        held.execute("BEGIN IMMEDIATE")
+        time.sleep(6)
+        held.execute("ROLLBACK")
+        held.close()
+
+    await asyncio.to_thread(hold)
+
+
+async def journal_rotated(scene: Scene, target: Citizen | None) -> None:
+    scene.journal.rename(scene.journal.with_name(f"cel.csv.{datetime.now(UTC):%H%M%S%f}"))
+
+
+async def journal_torn(scene: Scene, target: Citizen | None) -> None:
+    """The first half of a record, as a killed writer leaves it; the next record follows on the same line."""
+    _append(scene.journal, b'"CHAN_START","1795000000.000001","callrouter-1')
+
+
+async def journal_doubled(scene: Scene, target: Citizen | None) -> None:
+    _append(scene.journal, b"".join(scene.journal.read_bytes().splitlines(keepends=True)[-6:-1]))
+
+
+async def journal_unreadable(scene: Scene, target: Citizen | None) -> None:
+    _append(scene.journal, b"\xff\x00\xfe\x00 no record \x80\n")
+
+
+async def phone_dies(scene: Scene, target: Citizen | None) -> None:
+    """The operator's phone that the target talks to, if any; else any that talks."""
+    talks = list(scene.crowd.talks())
+    dialog = next((dialog for dialog, citizen in talks if citizen is target), talks[0][0] if talks else None)
+    if dialog is not None:
+        dialog.go_dead()
+        await asyncio.sleep(6)
+        dialog.over()
+
+
+def _append(journal: Path, data: bytes) -> None:
+    with journal.open("ab") as file:
+        file.write(data)
+
+
+FAULTS: dict[str, Callable[[Scene, Citizen | None], Coroutine[Any, Any, None]]] = {
+    "asterisk killed": asterisk_killed,
+    "asterisk wedged": asterisk_wedged,
+    "asterisk stalled 2 s": asterisk_stalled,
+    "daemon killed": daemon_killed,
+    "daemon stopped 4 s": daemon_stopped,
+    "console killed": console_killed,
+    "database away 6 s": database_away,
+    "journal rotated": journal_rotated,
+    "journal torn": journal_torn,
+    "journal doubled": journal_doubled,
+    "journal unreadable": journal_unreadable,
+    "operator's phone dies": phone_dies,
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault `at_s` seconds into the storm, when a call is in `phase`; `pick` (0 to 1) chooses among those that are."""
+
+    at_s: float
+    fault: str
+    phase: str
+    pick: float
+
+
+def schedule(seed: int, seconds: float) -> list[Planned]:
+    """The same for the same seed: every fault in every phase of a call, in an order of its own, then again."""
+    rng = random.Random(seed)
+    planned: list[Planned] = []
+    pairs: list[tuple[str, str]] = []
+    at = rng.uniform(*_PAUSE_S)
+    while at < seconds:
+        if not pairs:
+            pairs = [(fault, phase) for fault in FAULTS for phase in PHASES]
+            rng.shuffle(pairs)
+        planned.append(Planned(at, *pairs.pop(), rng.random()))
+        at += rng.uniform(*_PAUSE_S)
+    return planned

@@ -1,0 +1,247 @@
+"""A storm: calls of all kinds for minutes while parts are killed, stopped and restarted at random instants; then every caller's
+own record is held against tickets, call by call.
+
+    python -m tests.chaos.storm --minutes 10 --seed 7        (make chaos MINUTES=10 SEED=7)
+
+The seed fixes the schedule of faults and what each citizen does. Exit code 0 only if no call was lost (those that a killed
+Asterisk carried are named), each has its one right ticket, and no caller heard silence longer than the profile's limit.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from callrouter.config import ROOT
+from tests.chaos.crowd import PHASES, Citizen, Crowd, Script
+from tests.chaos.faults import FAULTS, Planned, Scene, schedule
+from tests.support import until
+from tests.support.lab import Lab, make_stack, quicker, start
+from tests.support.ports import leased_offset
+
+_EVERY_S = 0.9  # a call so often, on average
+_PHASE_S = 5.0  # how long a fault waits for a call in its phase
+_CLASSES = {"1": "medical", "2": "fire", "3": "security", "4": "non_disaster"}
+# queue → operators, how long they let it ring, chance that a talk is held. Security has too few: callers queue there.
+_STAFF: dict[str, tuple[int, tuple[float, float], float]] = {
+    "medical": (5, (0.3, 2.5), 0.3),
+    "fire": (4, (0.3, 2.5), 0.4),
+    "security": (1, (1.0, 2.5), 0.0),
+    "non_disaster": (4, (0.3, 1.5), 0.4),
+    "call_takers": (8, (0.3, 2.5), 0.2),
+}
+
+
+@dataclass
+class Verdict:
+    """What the storm came to."""
+
+    seed: int
+    seconds: float
+    callers: int = 0
+    reached_a_human: int = 0
+    gave_up: int = 0
+    cut_by_a_dead_asterisk: list[str] = field(default_factory=list)  # ticket numbers
+    tickets: int = 0
+    worst_silence_s: float = 0.0
+    slowest_answer_s: float = 0.0
+    faults: dict[str, dict[str, int]] = field(default_factory=dict)  # fault → phase → calls that were in it
+    wrong: list[str] = field(default_factory=list)
+
+
+class Storm:
+    def __init__(self, lab: Lab, seed: int, seconds: float) -> None:
+        self._lab, self._seconds = lab, seconds
+        self._rng = random.Random(seed)
+        self._crowd = Crowd(lab.server, random.Random(seed + 1))
+        self._scene = Scene(lab, self._crowd)
+        self._plan = schedule(seed, seconds)
+        self._faults: list[asyncio.Task[None]] = []
+        self.verdict = Verdict(seed, seconds, faults={name: dict.fromkeys(PHASES, 0) for name in FAULTS})
+
+    async def run(self) -> Verdict:
+        try:
+            for queue, (count, ring_s, hold) in _STAFF.items():
+                accounts = [(user, password) for _, user, password in await self._lab.add_operators(count, queue)]
+                await self._crowd.add_operators(accounts, ring_s=ring_s, hold=hold)
+            await asyncio.gather(self._citizens(), self._break_things())
+            await asyncio.gather(*self._faults)
+            await self._crowd.over(120)
+            await self._lab.ready(40)
+            await self._judge()
+        finally:
+            for task in self._faults:
+                task.cancel()
+            await self._crowd.close()
+        return self.verdict
+
+    async def _citizens(self) -> None:
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end:
+            self._crowd.ring(self._script())
+            await asyncio.sleep(min(3.0, self._rng.expovariate(1 / _EVERY_S)))
+
+    def _script(self) -> Script:
+        chance, key = self._rng.random(), self._rng.choice("1122334")
+        talk_s = self._rng.uniform(3, 7)
+        after_s = self._rng.uniform(1, 4)
+        if chance < 0.15:
+            return Script("silent", "unclassified", talk_s=talk_s)
+        if chance < 0.22:
+            return Script("hangs up in the menu", "unclassified", give_up_s=self._rng.uniform(0.5, 4))
+        if chance < 0.30:
+            return Script("gives up in the queue", _CLASSES["3"], "3", key_after_s=1.0, give_up_s=self._rng.uniform(3, 8))
+        if chance < 0.36:
+            return Script("wrong key first", _CLASSES[key], f"9{key}", key_after_s=after_s, talk_s=talk_s)
+        if chance < 0.42:
+            return Script("other language", _CLASSES[key], f"*{key}", key_after_s=after_s, talk_s=talk_s)
+        return Script(f"key {key}", _CLASSES[key], key, info=chance > 0.7, key_after_s=after_s, talk_s=talk_s)
+
+    async def _break_things(self) -> None:
+        began = time.monotonic()
+        for planned in self._plan:
+            await asyncio.sleep(max(0.0, began + planned.at_s - time.monotonic()))
+            target = await self._target(planned)
+            for phase in PHASES:
+                self.verdict.faults[planned.fault][phase] += len(self._crowd.in_phase(phase))
+            self._faults.append(asyncio.create_task(FAULTS[planned.fault](self._scene, target)))
+            if planned.fault.startswith("asterisk"):  # until it is back there is nothing else to break in a call
+                await self._faults[-1]
+
+    async def _target(self, planned: Planned) -> Citizen | None:
+        deadline = time.monotonic() + _PHASE_S
+        while time.monotonic() < deadline:
+            if found := self._crowd.in_phase(planned.phase):
+                return found[int(planned.pick * len(found))]
+            await asyncio.sleep(0.05)
+        return None
+
+    async def _judge(self) -> None:
+        tickets = await self._tickets()
+        verdict, limit_s = self.verdict, self._lab.stack.profile.limits.max_silence_s
+        verdict.tickets = sum(map(len, tickets.values()))
+        for citizen in self._crowd.citizens:
+            verdict.callers += 1
+            of_call = tickets.get(citizen.call_id, [])
+            carried = [span for span in self._scene.asterisk_away if citizen.existed_at(span[0])]
+            human = citizen.human_at()
+            verdict.reached_a_human += human is not None
+            verdict.gave_up += citizen.gave_up and human is None
+            if carried:
+                verdict.cut_by_a_dead_asterisk += [one["number"] for one in of_call if one["call"]["outcome"] == "lost"]
+            else:
+                verdict.worst_silence_s = max(verdict.worst_silence_s, citizen.worst_silence_s())
+            verdict.wrong += [
+                f"{citizen.call_id} ({citizen.script.what}): {what}" for what in self._faults_of(citizen, of_call, limit_s)
+            ]
+            if citizen.dialog is not None and citizen.answered_at is not None and not carried:
+                verdict.slowest_answer_s = max(verdict.slowest_answer_s, citizen.answered_at - citizen.dialog.invited_at)
+
+    def _faults_of(self, citizen: Citizen, tickets: list[dict[str, Any]], limit_s: float) -> list[str]:
+        """What is wrong with a call, as its citizen and its tickets tell it."""
+        assert citizen.dialog is not None
+        carried = any(citizen.existed_at(since) for since, _ in self._scene.asterisk_away)
+        human = citizen.human_at()
+        if carried:
+            # The INVITE may have become a channel in the old Asterisk and, sent again, one in the new: each has its ticket.
+            most = 2 if citizen.answered_at is None or self._answered_late(citizen) else 1
+            wrong = [] if len(tickets) <= most and (tickets or citizen.answered_at is None) else [f"{len(tickets)} tickets"]
+            return wrong + [f"outcome {one['call']['outcome']}" for one in tickets if one["call"]["outcome"] is None]
+        if citizen.answered_at is None:
+            return [f"never answered (refused with {citizen.dialog.refused})"]
+        if len(tickets) != 1:
+            return [f"{len(tickets)} tickets"]
+        call, class_, wrong = tickets[0]["call"], tickets[0]["class"], []
+        if human is None and not citizen.gave_up:
+            wrong.append("reached no human")
+        if citizen.worst_silence_s() > limit_s:
+            wrong.append(f"{citizen.worst_silence_s():.1f} s of silence")
+        expected = "answered" if citizen.talking.is_set() else "abandoned_queue" if call["queues"] else "abandoned_ivr"
+        if call["outcome"] != expected:
+            wrong.append(f"outcome {call['outcome']}, must be {expected}")
+        if class_ != citizen.script.class_ and not (class_ == "unclassified" and self._excused(citizen, tickets[0])):
+            why = "; ".join(note["text"] for note in tickets[0]["notes"])
+            wrong.append(f"class {class_}, must be {citizen.script.class_} ({why})")
+        return wrong
+
+    def _answered_late(self, citizen: Citizen) -> bool:
+        assert citizen.dialog is not None
+        assert citizen.answered_at is not None
+        return citizen.answered_at - citizen.dialog.invited_at > 0.4
+
+    def _excused(self, citizen: Citizen, ticket: dict[str, Any]) -> bool:
+        """No living daemon received the key, and a note says so; or the citizen had gone before the key."""
+        if citizen.gave_up and (citizen.keyed_at is None or citizen.script.give_up_s is not None):
+            return True
+        since, until_ = citizen.answered_at or 0.0, (citizen.keyed_at or citizen.ended_at or 0.0) + 0.5
+        spans = self._scene.menu_away + self._scene.asterisk_away  # a new Asterisk answers before the daemon has found it
+        away = any(start - 0.5 < until_ and end + 1.0 > since for start, end in spans)
+        return away and any("menu" in note["text"] for note in ticket["notes"])
+
+    async def _tickets(self) -> dict[str, list[dict[str, Any]]]:
+        """By SIP Call-ID, once every one of them is over and its recording judged."""
+        ids = {citizen.call_id for citizen in self._crowd.citizens}
+
+        def found() -> dict[str, list[dict[str, Any]]] | None:
+            mine: dict[str, list[dict[str, Any]]] = {}
+            for one in self._lab.all_tickets():
+                if one["call"]["sip_call_id"] in ids:
+                    mine.setdefault(one["call"]["sip_call_id"], []).append(one)
+            over = all(one["call"]["ended_at"] and one["recording"]["state"] for of_call in mine.values() for one in of_call)
+            return mine if over else None
+
+        return await until(found, "every call is over and its recording judged", 60)
+
+
+def show(verdict: Verdict, console: Console) -> None:
+    table = Table(title="Calls that were in each phase as a fault struck", title_justify="left")
+    for column in ("fault", *PHASES):
+        table.add_column(column)
+    for name, phases in verdict.faults.items():
+        table.add_row(name, *(str(phases[phase]) for phase in PHASES))
+    console.print(table)
+    for name, value in asdict(verdict).items():
+        if name not in ("faults", "wrong", "cut_by_a_dead_asterisk"):
+            console.print(f"{name.replace('_', ' ')}: {round(value, 2)}")
+    console.print(f"tickets of calls that a killed Asterisk carried: {', '.join(verdict.cut_by_a_dead_asterisk) or 'none'}")
+    for what, count in Counter(verdict.wrong).items():
+        console.print(f"WRONG: {what}" + (f" ({count} times)" if count > 1 else ""), markup=False)
+    console.print("every call is accounted for" if not verdict.wrong else f"{len(verdict.wrong)} findings")
+
+
+async def storm(directory: Path, offset: int, seed: int, seconds: float) -> Verdict:
+    """A stack of its own under a storm."""
+    stack = make_stack(directory, offset, quicker)
+    try:
+        return await Storm(await start(stack), seed, seconds).run()
+    finally:
+        await asyncio.to_thread(stack.down, 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Random faults under calls; see CONTRIBUTING.md")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=112)
+    arguments = parser.parse_args()
+    directory = ROOT / "var" / "chaos"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with leased_offset() as offset:
+        verdict = asyncio.run(storm(directory, offset, arguments.seed, 60 * arguments.minutes))
+    (directory / "verdict.json").write_text(json.dumps(asdict(verdict), indent=2))
+    show(verdict, Console())
+    return 1 if verdict.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Two minutes of storm with a fixed seed. `make chaos MINUTES=30 SEED=…` is the long one."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.crowd import PHASES
+from tests.chaos.faults import FAULTS, schedule
+from tests.chaos.storm import storm
+from tests.support.ports import leased_offset
+
+SEED = 112
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="cr"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_the_seed_fixes_the_schedule_and_ten_minutes_hold_every_fault_in_every_phase() -> None:
+    planned = schedule(SEED, 600)
+    assert planned == schedule(SEED, 600)
+    assert planned != schedule(SEED + 1, 600)
+    assert {(one.fault, one.phase) for one in planned} == {(fault, phase) for fault in FAULTS for phase in PHASES}
+    instants = [0.0, *(one.at_s for one in planned), 600.0]
+    assert max(after - before for before, after in pairwise(instants)) < 10
+
+
+async def test_two_minutes_of_storm_lose_no_call(directory: Path) -> None:
+    with leased_offset() as offset:
+        verdict = await storm(directory, offset, SEED, 120)
+    assert verdict.wrong == []
+    assert verdict.callers > 80
+    assert sum(any(phases.values()) for phases in verdict.faults.values()) > 8
