@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab, make_stack, quicker, start
+from callrouter.phone import Phone, answers
+from callrouter.phone.audio import tone
+from tests.support.lab import LINE_HZ, Lab, make_stack, outside, quicker, start
 from tests.support.ports import leased_offset
 
 
@@ -39,3 +41,28 @@ async def lab(running: Lab) -> AsyncIterator[Lab]:
     await running.ready()
     yield running
     await running.hang_up_all()
+
+
+@pytest.fixture(scope="session")
+def running_with_line(short_directory: Path) -> Iterator[tuple[Lab, int]]:
+    """A stack whose profile has an outside number, and the port at which that number's phone is rung."""
+    with leased_offset() as offset:
+        port = 6100 + offset
+        stack = make_stack(short_directory / "line", offset, outside(f"sip:127.0.0.4:{port}"))
+        try:
+            yield asyncio.run(start(stack)), port
+        finally:
+            stack.down(0)
+
+
+@pytest.fixture
+async def line_lab(running_with_line: tuple[Lab, int]) -> AsyncIterator[tuple[Lab, Phone]]:
+    """That stack, ready, and the phone of the outside number: it answers at once unless a test tells it otherwise."""
+    lab, port = running_with_line
+    await lab.ready()
+    line = await Phone(lab.server, "carrier", on_invite=answers(), source=tone(LINE_HZ)).open("127.0.0.4", port)
+    try:
+        yield lab, line
+        await lab.hang_up_all()
+    finally:
+        await line.close()

@@ -21,6 +21,8 @@ from tests.support.ports import AUDIO_PORTS, leased_offset
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
 from tools.stack import Stack
 
+LINE_HZ = 1000.0  # what the phone of the outside number says
+
 
 class Lab:
     """One running stack, and the people around it."""
@@ -35,7 +37,7 @@ class Lab:
         self.sipp = Sipp(f"{self.server[0]}:{self.server[1]}", self.state / "sipp")
 
     async def add_operators(self, count: int, *queues: str) -> list[tuple[str, str, str]]:
-        """(name, user, password) of new operators who serve those queues."""
+        """(name, user, password) of new operators who serve those queues; `fire:1` is a queue with its penalty."""
         database = schema.engine(self.stack.settings.database_url)
         try:
             service = Operators(self.stack.settings, self.stack.profile, database)
@@ -43,7 +45,8 @@ class Lab:
             for _ in range(count):
                 self._counter += 1
                 names.append(f"Operator {self._counter}")
-            made = await service.add(names, [(queue, None) for queue in queues])
+            served = [(code, int(penalty) if penalty else None) for code, _, penalty in (queue.partition(":") for queue in queues)]
+            made = await service.add(names, served)
             return [(one.name, one.user, one.sip_password) for one in made]
         finally:
             await database.dispose()

@@ -91,17 +91,24 @@ def with_outside_number(profile: Profile, contact: str = "sip:192.0.2.10:5060") 
 # --- what may be dialled
 
 
-def test_operators_dial_queues_each_other_and_the_citys_numbers(profiles: dict[str, Profile], here: Settings) -> None:
+def test_operators_dial_each_other_and_the_citys_numbers(profiles: dict[str, Profile], here: Settings) -> None:
     profile = profiles["kecil"]
     conf.render(here, profile, [OPERATOR])
-    numbers = rendered(here)["generated/operator-numbers.conf"]
-    assert re.findall(r"^exten => (.*?),1,", numbers, re.M) == ["ambulans", "polisi", "meja"]
+    assert "exten" not in rendered(here)["generated/operator-numbers.conf"]
     conf.render(here, with_outside_number(profile), [OPERATOR])
     numbers = rendered(here)["generated/operator-numbers.conf"]
-    assert re.findall(r"^exten => (.+?),1,", numbers, re.M) == ["ambulans", "polisi", "meja", "+62211500112"]
+    assert re.findall(r"^exten => (.+?),1,", numbers, re.M) == ["+62211500112"]
     assert re.findall(r"Dial\((.*?),", numbers) == ["PJSIP/+62211500112@out-local"]
     fixed = rendered(here)["dialplans/operator.conf"].partition("[transferred]")[0]
-    assert re.findall(r"^exten => (.+?),1,", fixed, re.M) == ["_op-" + 8 * "[a-z0-9]", "*11", "*12", "*43"]
+    assert re.findall(r"^exten => (.+?),1,", fixed, re.M) == ["_op-" + "[a-z0-9]" * 8, "*11", "*12", "*43"]
+
+
+def test_callers_are_transferred_to_queues_operators_and_the_citys_numbers(profiles: dict[str, Profile], here: Settings) -> None:
+    conf.render(here, with_outside_number(profiles["kecil"]), [OPERATOR])
+    targets = rendered(here)["generated/transfer-targets.conf"]
+    assert re.findall(r"^exten => (.+?),1,", targets, re.M) == ["ambulans", "polisi", "meja", "+62211500112"]
+    fixed = rendered(here)["dialplans/operator.conf"].partition("[transferred]")[2].partition("[transfer-over]")[0]
+    assert re.findall(r"^exten => (.+?),1,", fixed, re.M) == ["_op-" + "[a-z0-9]" * 8]
 
 
 # --- limits of the machine
@@ -186,7 +193,7 @@ def test_an_operator_is_an_account_and_a_member_of_his_queues(profiles: dict[str
     assert re.findall(r"^\[op-4f2k9x1m\]\((\S+)\)", account, re.M) == ["operator", "operator-auth", "operator-aor"]
     assert values(account, "password_digest") == ["MD5:" + "0" * 32]
     assert values(account, "rtp_timeout") == ["5"]
-    assert values(account, "set_var") == ["MY_QUEUES=medical-call_takers"]
+    assert values(account, "set_var") == ["MY_QUEUES=medical-call_takers", "TRANSFER_CONTEXT=transferred"]
     members = {queue.code: values(files[f"generated/members-{queue.code}.conf"], "member") for queue in profiles["ambon"].queues}
     own = "op-4f2k9x1m,PJSIP/op-4f2k9x1m"
     assert {code: found for code, found in members.items() if found} == {
@@ -258,7 +265,7 @@ def test_any_other_text_stays_in_its_value(tmp_path_factory: pytest.TempPathFact
     conf.write_operators(Settings(state=state, CALLROUTER_DATABASE_URL=None, ASTERISK=None), kecil, [Phone("op-a", text, ())])
     lines = (state / "etc" / "generated" / "operators.conf").read_text().split("\n")
     (line,) = [line for line in lines if line.startswith("password_digest")]
-    assert len(lines) == 13
+    assert len(lines) == 14
     # As Asterisk reads it (main/config.c): an unescaped `;` begins a comment, `\\;` is one.
     assert re.split(r"(?<!\\);", line) == [line]
     assert line.replace("\\;", ";") == f"password_digest = MD5:{text}"
