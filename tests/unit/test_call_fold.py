@@ -25,7 +25,7 @@ def read(name: str) -> list[Event]:
 
 CAPTURED = {path.stem: read(path.stem) for path in sorted(JOURNALS.glob("*.csv"))}
 ONE, TWO = "op-phone001", "op-phone002"
-ANSWERED = {"outcome": "answered", "ended_by": "caller", "hangup_cause": 16, "language": "id"}
+ANSWERED = {"outcome": "answered", "cut": False, "ended_by": "caller", "hangup_cause": 16, "language": "id"}
 MEDICAL = {**ANSWERED, "class_": "medical", "how": "key 1", "queues": ("medical",), "operator": ONE}
 TAKERS = {**ANSWERED, "class_": "unclassified", "queues": ("call_takers",), "operator": ONE}
 MENU_INTERRUPTED = ("menu interrupted: went on to a human without a class",)
@@ -126,12 +126,12 @@ EXPECTED: dict[str, tuple[dict[str, object], tuple[str, ...], tuple[str, ...]]] 
         ("caller asked for a human (key 0)",),
     ),
     "hung_up_before_answer": (
-        {"outcome": "lost", "ended_by": "system", "hangup_cause": None, "answered_at": None, "queued_at": None, "queues": ()},
+        {"outcome": "lost", "cut": False, "ended_by": "system", "hangup_cause": None, "answered_at": None, "queued_at": None},
         (),
         (),
     ),
     "asterisk_killed": (
-        {**MEDICAL, "outcome": "lost", "ended_by": "system", "hangup_cause": None},
+        {**MEDICAL, "outcome": "lost", "cut": True, "ended_by": "system", "hangup_cause": None},
         (f"rang {ONE}", f"answered {ONE}", f"left {ONE}"),
         ("cut off: Asterisk was restarted",),
     ),

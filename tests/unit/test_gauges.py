@@ -92,6 +92,7 @@ def test_how_long_routing_takes() -> None:
         gauges.routed("key 1", seconds)
     gauges.routed("silence", 0.001)
     assert shown(gauges, "callrouter_route_seconds_count") == {"key 1": 3, "silence": 1}
+    assert shown(gauges, "callrouter_route_seconds_sum")["key 1"] == pytest.approx(3.0026)
     assert shown(gauges, "callrouter_route_seconds_bucket")["key 1,0.002"] == 2
 
 

@@ -1,6 +1,8 @@
 """tools/start.py: what happens between the supervisor and the program, above all the journal's BOOT record."""
 
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from callrouter.config import ROOT
 from callrouter.domain.call import Event, OpenCalls
 from tools.start import append_boot, boot_record
 
+COUNT = ("/bin/sh", "-c", "ulimit -n; exit 78")
 RECORD = (ROOT / "tests" / "journals" / "silence.csv").read_bytes().split(b"\n")[0] + b"\n"
 
 
@@ -65,6 +68,8 @@ def test_boot_is_read_after_a_record_torn_anywhere(cut: int) -> None:
         journal.write_bytes(RECORD + RECORD[:cut])
         append_boot(journal, 1795532388.5)
         events, bad = read(journal)
+        assert journal.read_bytes().endswith(b"\n" + boot_record(1795532388.5).encode())  # a line of its own
+        assert b"\n\n" not in journal.read_bytes()
     assert [event.kind for event in events if event.kind != "CHAN_START"] == ["BOOT"]
     whole = 2 if cut >= len(RECORD) - 1 else 1
     assert len(events) == whole + 1
@@ -108,6 +113,9 @@ def test_a_disk_that_takes_nothing_does_not_keep_the_program_from_starting(tmp_p
 
 
 def test_the_programs_exit_code_and_descriptors(state: Path) -> None:
-    done = start(state, "web", "/bin/sh", "-c", "ulimit -n; exit 78")
+    """As many as the machine allows, up to a bound, whatever the shell it was started from had."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = ["/bin/sh", "-c", "ulimit -S -n 256; exec " + shlex.join([sys.executable, "-m", "tools.start", "web", *COUNT])]
+    done = start(state, "web", *few)
     assert done.returncode == 78
-    assert int(done.stdout) <= 1 << 18
+    assert int(done.stdout) == (1 << 18 if hard == resource.RLIM_INFINITY else min(hard, 1 << 18))
