@@ -63,6 +63,7 @@ class Stack:
     ) -> None:
         self.settings = here
         self._profile, self._owner = profile, owner
+        self._launched: subprocess.Popen[bytes] | None = None
         self._run = here.state / "run"
         self._environment = {
             **os.environ,
@@ -127,6 +128,10 @@ class Stack:
             found.append(Program(name, pid, since if pid else None))
         return found
 
+    def unsupervised(self) -> bool:
+        """Something runs that nobody would start again."""
+        return self._supervisor() is None and any(program.pid for program in self.programs())
+
     def ready(self) -> dict[str, object]:
         """What `/readyz` of the web process says, or of the daemon while web is away."""
         for port in (self.ports.console, self.ports.daemon):
@@ -150,7 +155,7 @@ class Stack:
         for name in PROGRAMS:  # of the last time: their age must not slow down this start
             (self._run / f"{name}.pid").unlink(missing_ok=True)
         with (self.settings.state / "log" / "supervisord.out").open("wb") as out:
-            subprocess.Popen(
+            self._launched = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -162,7 +167,8 @@ class Stack:
 
     def _stop(self) -> None:
         """End the supervisor, which ends the programs; then whatever is left. Processes that are not this stack's are safe."""
-        for pid in (self._supervisor(), *(program.pid for program in self.programs())):
+        launched = self._launched.pid if self._launched and self._launched.poll() is None else None  # has no pid file yet
+        for pid in (launched, self._supervisor(), *(program.pid for program in self.programs())):
             if pid is None or not self._ours(pid):
                 continue
             with contextlib.suppress(ProcessLookupError):
@@ -341,6 +347,9 @@ def _status(stack: Stack, as_json: bool) -> int:
         state = stack.ready()
     except ProfileError as error:
         state = {"status": "unknown", "components": {}, "detail": str(error)}
+    if stack.unsupervised():
+        detail = "the supervisor was killed: what ends now is not started again; `make down`, then `make up`"
+        state = {**state, "status": "degraded", "detail": detail}
     if as_json:
         rows = [{"name": one.name, "pid": one.pid, "since": one.since and one.since.isoformat()} for one in programs]
         print(json.dumps({**state, "programs": rows}, indent=2))
