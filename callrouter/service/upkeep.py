@@ -123,12 +123,16 @@ class Upkeep:
             return None
         longer = seconds - due.answered_s  # recording begins as the call is answered
         until = due.ended_at + timedelta(seconds=longer) if due.cut and longer > 0 else None
-        return Found("ok" if whole else "partial", round(seconds, 3), digest, str(path.relative_to(self._state)), until)
+        return Found("ok" if whole else "partial", round(seconds, 3), digest, self._name(path), until)
 
     def _path(self, due: Due) -> Path | None:
         """Where the journal says the recording is; nothing outside our directory."""
         path = Path(due.path or "").resolve()
         return path if due.path and path.is_relative_to(self._recordings.resolve()) else None
+
+    def _name(self, path: Path) -> str:
+        """Relative to the state directory, also where that or the recordings' own is a link to another disk."""
+        return str(self._recordings.relative_to(self._state) / path.relative_to(self._recordings.resolve()))
 
     def _absent(self, live: Sequence[str]) -> int:
         return sum(not Path(path).exists() for path in live)
