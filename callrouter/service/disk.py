@@ -5,7 +5,6 @@ A file of 64 MB is kept aside. When less than that is left, it is given back, so
 """
 
 import asyncio
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -32,16 +31,24 @@ class Disk:
     async def run(self) -> None:
         while True:
             try:
-                self._look(shutil.disk_usage(self._state).free)
+                await asyncio.to_thread(self.look)  # a stalled disk must not stop the event loop
             except OSError as error:
                 self._health.set(False, f"{self._state}: {error.strerror}")
             await asyncio.sleep(_LOOK_S)
 
-    def _look(self, free: int) -> None:
+    def look(self) -> None:
+        """One round. Raises OSError."""
+        free = shutil.disk_usage(self._state).free
         if free < RESERVE and self._reserve.exists():
             log.error("disk full: the journal's reserve is given back; make room", free_mb=free >> 20)
             self._reserve.unlink()
         elif free > LOW + RESERVE and not self._reserve.exists():
-            with contextlib.suppress(OSError), self._reserve.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, RESERVE)
+            self._make_reserve()
         self._health.set(free >= LOW, f"{free >> 20} MB free" + ("" if free >= LOW else ": make room"))
+
+    def _make_reserve(self) -> None:
+        try:
+            with self._reserve.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE)
+        except OSError:  # half of it would count as made; the next round tries again
+            self._reserve.unlink(missing_ok=True)
