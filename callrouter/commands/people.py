@@ -27,19 +27,23 @@ def add(
     as_json: Json = False,
 ) -> None:
     """A new operator: prints the phone's and the console's sign-in, once. In force at once on a running stack."""
-    from callrouter.service.operators import BadName, Operators, UnknownQueue
+    from callrouter.service.operators import BadName, NotInForce, Operators, UnknownQueue
     from callrouter.store.people import NameTaken
 
     served = [_queue(part) for part in queues.split(",") if part.strip()]
     if not served:
         fail("--queues names no queue: write some, such as --queues medical,fire", 2)
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[Credentials, str]:
-        made = await Operators(here, profile, database).add([name], served)
-        return made[0], f"{profile.network.sip_address}:{here.ports(profile).sip}"
+    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[Credentials, str, str | None]:
+        trouble = None
+        try:
+            made = await Operators(here, profile, database).add([name], served)
+        except NotInForce as error:  # the passwords are told all the same: nobody can tell them later
+            made, trouble = error.made, str(error)
+        return made[0], f"{profile.network.sip_address}:{here.ports(profile).sip}", trouble
 
     try:
-        made, domain = with_database(work)
+        made, domain, trouble = with_database(work)
     except (BadName, UnknownQueue) as error:
         fail(str(error), 2)
     except NameTaken as error:
@@ -48,10 +52,12 @@ def add(
     console = {"user": made.user, "password": made.console_password}
     if as_json:
         print_json({"name": made.name, "sip": sip, "console": console})
-        return
-    rows = [("SIP phone", *sip.values()), ("console", *console.values(), "")]
-    print_table(made.name, ("for", "user", "password", "server"), rows)
-    print("The passwords are shown only now.")
+    else:
+        rows = [("SIP phone", *sip.values()), ("console", *console.values(), "")]
+        print_table(made.name, ("for", "user", "password", "server"), rows)
+        print("The passwords are shown only now.")
+    if trouble:
+        fail(f"{made.name} is stored, but {trouble}")
 
 
 @operator.command("list")
@@ -88,12 +94,16 @@ def operators(as_json: Json = False) -> None:
 @operator.command("disable")
 def disable(name: str) -> None:
     """No more calls for this operator; the tickets keep the name."""
-    from callrouter.service.operators import Operators
+    from callrouter.service.operators import NotInForce, Operators
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> bool:
         return await Operators(here, profile, database).disable(name)
 
-    if not with_database(work):
+    try:
+        done = with_database(work)
+    except NotInForce as error:
+        fail(f"{name} is disabled, but {error}")
+    if not done:
         fail(f"there is no operator {name} who could be disabled: see `callrouter operator list`")
 
 
@@ -126,6 +136,19 @@ def tokens(as_json: Json = False) -> None:
         print_json(found)
     else:
         print_table("Tokens", ("id", "role", "created"), [tuple(one.values()) for one in found])
+
+
+@token.command("disable")
+def disable_token(number: Annotated[int, typer.Argument(metavar="ID", help="As `callrouter token list` shows it.")]) -> None:
+    """No more access with this token, at once."""
+    from callrouter.store import people, schema
+
+    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> bool:
+        async with schema.writing(database) as connection:
+            return await people.disable_token(connection, number)
+
+    if not with_database(work):
+        fail(f"there is no token {number} in force: see `callrouter token list`")
 
 
 def _queue(text: str) -> tuple[str, int | None]:

@@ -46,12 +46,23 @@ class Credentials:
     console_password: str
 
 
+class NotInForce(Exception):
+    """The operators are stored, but Asterisk's files could not be written. `made`: the new ones' credentials, if any are new."""
+
+    def __init__(self, reason: OSError, made: Sequence[Credentials] = ()) -> None:
+        super().__init__(f"Asterisk could not be told ({reason.filename}: {reason.strerror}): mend that, then `callrouter render`")
+        self.made = list(made)
+
+
 class Operators:
     def __init__(self, settings: Settings, profile: Profile, database: AsyncEngine) -> None:
         self._settings, self._profile, self._database = settings, profile, database
 
     async def add(self, names: Sequence[str], queues: Sequence[tuple[str, int | None]]) -> list[Credentials]:
-        """New operators who serve `queues` (code, penalty or None for the queue's own). Raises BadName, NameTaken, UnknownQueue."""
+        """New operators who serve `queues` (code, penalty or None for the queue's own).
+
+        Raises BadName, NameTaken, UnknownQueue; NotInForce when it is done and only Asterisk could not be told.
+        """
         for name in names:
             if not name or tidy(name, _NAME_MAX) != name:
                 raise BadName(
@@ -66,14 +77,22 @@ class Operators:
         async with schema.writing(self._database) as connection:
             for _, one in made:
                 await people.add_operator(connection, one)
-        await self.publish()
-        return [credentials for credentials, _ in made]
+        new = [credentials for credentials, _ in made]
+        try:
+            await self.publish()
+        except OSError as error:
+            raise NotInForce(error, new) from None
+        return new
 
     async def disable(self, name: str) -> bool:
+        """False when there is none of that name who could be disabled. Raises NotInForce."""
         async with schema.writing(self._database) as connection:
             done = await people.disable_operator(connection, name)
         if done:
-            await self.publish()
+            try:
+                await self.publish()
+            except OSError as error:
+                raise NotInForce(error) from None
         return done
 
     async def listed(self, *, also_disabled: bool = False) -> list[Operator]:
