@@ -103,8 +103,10 @@ def _unfit_asterisk() -> list[Finding]:
 @app.command()
 def render() -> None:
     """Write Asterisk's configuration and the prompts for this city and this machine."""
+    from callrouter import log
     from callrouter.service import setup
 
+    log.configure()
     setup.render(*use())
 
 
@@ -119,11 +121,13 @@ def migrate() -> None:
 @call.command("test")
 def call_test(
     key: Annotated[str, typer.Option(help="The key to press after the menu has started.")] = "",
-    hold: Annotated[float, typer.Option(help="Seconds to stay after the prompt was heard.")] = 2.0,
+    hold: Annotated[float, typer.Option(min=0, help="Seconds to stay after the prompt was heard.")] = 2.0,
 ) -> None:
     """Place a real call to 112 over the local trunk, marked as a test, and tell what was heard."""
     from callrouter.commands.testcall import place
 
+    if key and key not in tuple("0123456789*#"):
+        fail(f"--key is one of 0 to 9, * and #, not {key!r}", 2)
     raise typer.Exit(place(*use(), key, hold))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: `asterisk-conf/`, `dialplans/`, `profiles/`, `migrations/`, `.runtime/`."""
+
+
+_DATABASE_OPTIONS = ("host", "port", "ssl", "direct_tls", "passfile", "target_session_attrs", "prepared_statement_cache_size")
 
 
 class SettingsError(Exception):
@@ -67,7 +71,22 @@ class Settings(BaseSettings):
     def _known_driver(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(("sqlite+aiosqlite://", "postgresql+asyncpg://")):
             raise ValueError("must start with sqlite+aiosqlite:// or postgresql+asyncpg://")
+        if url is not None and url.startswith("postgresql"):
+            cls._refuse_options(url)
         return url
+
+    @staticmethod
+    def _refuse_options(url: str) -> None:
+        """What asyncpg would answer with a TypeError, `sslmode` of other drivers above all."""
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("must have a number as its port") from None
+        for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+            if name not in _DATABASE_OPTIONS:
+                hint = "ssl=require does what sslmode=require means" if name == "sslmode" else ", ".join(_DATABASE_OPTIONS)
+                raise ValueError(f"has an option {name} that the driver does not know: {hint}")
 
     @cached_property
     def database_url(self) -> str:

@@ -111,6 +111,14 @@ class Journal:
         """Bytes of all files together."""
         return sum(status.st_size for _, status in self._files())
 
+    def unread(self) -> int:
+        """Bytes behind the positions; those of files that are gone count no more."""
+        left = 0
+        for name, stat in self._files():
+            with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:
+                left += max(0, stat.st_size - self._positions.get(_identity(file) or "", 0))
+        return left
+
     def _unread(self) -> list[tuple[str, _Mark]]:
         """Files in which something may be left to read: oldest first, last the one that Asterisk writes to."""
         marks = {name: (status.st_ino, status.st_size, status.st_mtime_ns) for name, status in self._files()}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+_WIDE = 10_000
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
@@ -43,6 +44,9 @@ def with_database(work: Callable[[Settings, Profile, AsyncEngine], Awaitable[T]]
 
     async def opened() -> T:
         here, profile = use()
+        file = schema.sqlite_file(here.database_url)
+        if file is not None and not file.exists():  # opening it would make an empty one
+            fail(f"there is no database at {file}: run `callrouter migrate`, or is CALLROUTER_STATE right?")
         database = schema.engine(here.database_url)
         try:
             return await work(here, profile, database)
@@ -57,14 +61,17 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for people. Whatever stands in a cell is text, never the terminal's or Rich's markup."""
+    """A table for people. Whatever stands in a cell is text, never the terminal's or Rich's markup.
+
+    Into a file or a pipe it goes as wide as it is, so that `grep` finds whole words.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
+    table = Table(title=Text(title), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

@@ -27,9 +27,11 @@ def status(as_json: Json = False) -> None:
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
         async with database.connect() as connection:
+            journal = Journal(here.state / "journal" / "cel.csv", await calls.positions(connection, NODE))
+            written = journal.size()
             return {
-                "bytes_written": Journal(here.state / "journal" / "cel.csv", {}).size(),
-                "bytes_read": sum((await calls.positions(connection, NODE)).values()),
+                "bytes_written": written,
+                "bytes_read": written - journal.unread(),
                 "records_set_aside": await counts.bad_records(connection),
                 "calls_in_progress": len(await calls.open_calls(connection, NODE)),
                 "refused_invites": {str(code): n for code, n in (await counts.refused_invites(connection)).items()},

@@ -129,7 +129,7 @@ def tokens(as_json: Json = False) -> None:
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
         async with database.connect() as connection:
             found = await people.tokens(connection)
-        return [{"id": number, "role": role, "created": made.isoformat()} for number, role, made in found]
+        return [{"id": number, "role": role, "created": made.isoformat(timespec="seconds")} for number, role, made in found]
 
     found = with_database(work)
     if as_json:

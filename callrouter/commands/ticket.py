@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -29,17 +30,7 @@ From = Annotated[str | None, typer.Option("--from", help="RFC 3339, or a date of
 To = Annotated[str | None, typer.Option("--to", help="RFC 3339, or a date of the city: opened before.")]
 District = Annotated[str | None, typer.Option("--district", help="A district's code, as in the profile.")]
 Text = Annotated[str | None, typer.Option("--q", help="Number, call id, or the beginning of a caller's number or name.")]
-_COLUMNS = {
-    "number": "number",
-    "class": "class",
-    "state": "state",
-    "outcome": "call.outcome",
-    "queue": "call.queue",
-    "operator": "call.operator",
-    "caller": "caller.number",
-    "recording": "recording.state",
-    "seconds": "recording.seconds",
-}
+_COLUMNS = ("number", "at", "class", "state", "outcome", "queue", "operator", "caller", "recording")
 _FORMULA = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 
 
@@ -59,17 +50,16 @@ def tickets(
     """Tickets, newest first."""
     given = _given(class_, state, outcome, since, until, district, q) | _without_none({"cursor": cursor, "limit": limit})
 
-    async def first(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
+    async def first(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[dict[str, Any], tzinfo]:
         async for page in _pages(given, profile, database):
-            return page
+            return page, profile.zone
         raise AssertionError("there is always a first page")
 
-    page = with_database(first)
+    page, zone = with_database(first)
     if as_json:
         print_json(page)
         return
-    flat = [_flat(one) for one in page["items"]]
-    print_table("Tickets", tuple(_COLUMNS), [[one[name] for name in _COLUMNS.values()] for one in flat])
+    print_table("Tickets", _COLUMNS, [_line(one, zone) for one in page["items"]])
     if page["next"]:
         print(f"more: --cursor {page['next']}")
 
@@ -84,6 +74,7 @@ def show(number: str, as_json: Json = False) -> None:
         async with database.connect() as connection:
             return await store.get(connection, number)
 
+    number = number.strip().upper()
     found = with_database(work) if query.is_number(number) else None
     if found is None:
         fail(f"there is no ticket {number!r}: see `callrouter ticket list`")
@@ -111,9 +102,11 @@ def export(
 
     async def work(here: Settings, profile: Profile, database: AsyncEngine) -> None:
         columns, writer = _columns(Ticket), csv.writer(sys.stdout)
-        if form == "csv":
-            writer.writerow(columns)
+        begun = False
         async for page in _pages(given, profile, database):
+            if form == "csv" and not begun:  # not before the database has answered
+                writer.writerow(columns)
+                begun = True
             for one in page["items"]:
                 if form == "csv":
                     flat = _flat(one)
@@ -122,6 +115,21 @@ def export(
                     print(json.dumps(one, ensure_ascii=False))
 
     with_database(work)
+
+
+def _line(one: dict[str, Any], zone: tzinfo) -> list[Any]:
+    """A ticket in the list. The day stands in its number; the time is the city's."""
+    call, recording = one["call"], one["recording"]
+    opened = datetime.fromisoformat(one["opened_at"]).astimezone(zone)
+    return [
+        *(one["number"], f"{opened:%H:%M:%S}", one["class"], one["state"], call["outcome"] or "in progress"),
+        *(call["queue"], call["operator"], one["caller"]["number"]),
+        " ".join(part for part in (recording["state"], _seconds(recording["seconds"])) if part),
+    ]
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f} s"
 
 
 async def _pages(given: dict[str, str], profile: Profile, database: AsyncEngine) -> AsyncIterator[dict[str, Any]]:

@@ -45,7 +45,7 @@ async def add_operator(connection: AsyncConnection, one: Operator) -> None:
         )
     )
     if not done.rowcount:
-        raise NameTaken(f"there is an operator {one.name} already")
+        raise NameTaken(f"there is an operator {one.name} already, perhaps a disabled one")
     await connection.execute(change.insert().values(at=now, kind="operator", key=one.name))
 
 

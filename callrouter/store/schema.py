@@ -271,11 +271,16 @@ async def upsert(
     await connection.execute(statement, rows)
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of the SQLite database at `url`; None for any other."""
+    parts = make_url(url)
+    return Path(parts.database) if parts.drivername.startswith("sqlite") and parts.database else None
+
+
 def migrate(url: str) -> None:
     """Bring the database at `url` to the newest schema, making a SQLite file where there is none."""
-    path = make_url(url).database
-    if make_url(url).drivername.startswith("sqlite") and path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if (file := sqlite_file(url)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
     asyncio.run(_migrate(url))
 
 
