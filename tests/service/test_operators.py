@@ -181,7 +181,7 @@ async def test_an_asterisk_that_hangs_is_not_waited_for_long(
     hanging.write_text("#!/bin/sh\nexec sleep 60\n")
     hanging.chmod(0o755)
     (tmp_path / "state" / "run" / "asterisk.ctl").touch()
-    monkeypatch.setattr(conf, "_CLI_S", 0.2)
+    monkeypatch.setattr(conf, "_ANSWER_S", 0.2)
     here = Settings(state=tmp_path / "state", ASTERISK=hanging)
     assert conf.cli(here, "queue show") is None
     assert conf.members(here) == {}
