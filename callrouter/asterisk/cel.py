@@ -114,9 +114,9 @@ class Journal:
     def unread(self) -> int:
         """Bytes behind the positions; those of files that are gone count no more."""
         left = 0
-        for name, stat in self._files():
+        for name, found in self._files():
             with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:
-                left += max(0, stat.st_size - self._positions.get(_identity(file) or "", 0))
+                left += max(0, found.st_size - self._positions.get(_identity(file) or "", 0))
         return left
 
     def _unread(self) -> list[tuple[str, _Mark]]:
