@@ -72,12 +72,12 @@ class Wire:
             await self.send(self.within(answer, "ACK"))
         return answer.code if answer is not None else None
 
-    def within(self, answer: Message, method: str) -> bytes:
+    def within(self, answer: Message, method: str, body: str = "") -> bytes:
         """ACK or BYE for the call that this is an answer to."""
         kept = tuple((name.title(), answer.header(name)) for name in ("from", "to", "call-id"))
         if method == "ACK" and (answer.code or 0) >= 300:
             kept += (("Via", answer.header("via")),)
-        return self.request(method, headers=(*kept, ("CSeq", f"{1 if method == 'ACK' else 2} {method}")))
+        return self.request(method, headers=(*kept, ("CSeq", f"{1 if method == 'ACK' else 2} {method}")), body=body)
 
     async def _message(self) -> Message | None:
         loop = asyncio.get_running_loop()

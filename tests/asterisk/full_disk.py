@@ -1,0 +1,70 @@
+"""A stack whose whole state directory is on a small disk that becomes full: run by test_full_disk.py in a mount namespace."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from callrouter.phone import Dialog, Phone
+from callrouter.service.disk import LOW, RESERVE
+from tests.support import until
+from tests.support.lab import Lab, own_stack, quicker
+from tools.sipp import OPERATOR_HZ
+
+
+def fill(directory: Path) -> Path:
+    """Take every free byte; the file that holds them."""
+    path = directory / "filler"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free)
+    return path
+
+
+async def reaches(lab: Lab, operator: Phone) -> Dialog:
+    """A caller who talked to the operator."""
+    caller = await lab.answered_caller()
+    await until(lambda: caller.media.heard.packets > 25, "the greeting is heard")
+    caller.media.press("1")
+    since = time.monotonic()
+    await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, since), "the caller hears the operator")
+    await caller.hang_up()
+    await until(lambda: lab.member(operator.user) == "ready", "the operator is free")
+    return caller
+
+
+async def scenario(directory: Path) -> None:
+    async with own_stack(directory / "s", quicker) as lab:
+        operator = await lab.operator("medical")
+        reserve = lab.state / "journal.reserve"
+        await until(reserve.exists, "the reserve is kept aside")
+        filler = fill(directory)
+        state: dict[str, Any] = {}
+
+        def degraded() -> bool:
+            state.update(lab.stack.ready())
+            return bool(state["status"] == "degraded")
+
+        await asyncio.gather(until(degraded, "readyz is degraded", 3), reaches(lab, operator))
+        disk = state["components"]["disk"]
+        assert not disk["ok"], state
+        assert "make room" in disk["detail"], state
+        await until(lambda: not reserve.exists(), "the reserve is given back", 3)
+        assert "make room" in (lab.state / "log" / "daemon.log").read_text()
+        later = [await reaches(lab, operator) for _ in range(3)]
+        filler.unlink()
+        await lab.ready(20)
+        for caller in later:
+            ticket = await lab.ticket(caller)
+            assert (ticket["class"], ticket["call"]["outcome"]) == ("medical", "answered"), ticket
+            assert ticket["recording"]["state"] in ("ok", "partial", "missing"), ticket
+        await until(reserve.exists, "the reserve is made anew")
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LOW + 3 * RESERVE}", "tmpfs", where], check=True)
+    asyncio.run(scenario(where))
