@@ -4,6 +4,7 @@ Registering the ARI application *is* taking calls, and it waits for nothing but 
 AMI and metrics come up beside it and catch up. Any of them may be away for hours; callers do not notice.
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
+    ari, ami ──▶ emergency (what the journal does not tell in time) ──▶ ledger
     ami ──▶ gauges                 hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
     reconciliation: every witness compared, each night
 """
@@ -22,13 +23,14 @@ from aiohttp import web
 
 from callrouter import log as logging
 from callrouter.asterisk.ami import Ami
-from callrouter.asterisk.ari import ApplicationReplaced, Ari
+from callrouter.asterisk.ari import ApplicationReplaced, Ari, Call
 from callrouter.asterisk.conf import secret
 from callrouter.asterisk.hep import HepListener
 from callrouter.config import Settings
 from callrouter.health import Component
 from callrouter.profile import Profile
 from callrouter.service.disk import Disk
+from callrouter.service.emergency import Emergency
 from callrouter.service.gauges import Gauges
 from callrouter.service.intake import Intake, flow
 from callrouter.service.ledger import NODE, Ledger
@@ -54,13 +56,28 @@ class Daemon:
         self.database = schema.engine(settings.database_url)
         self.gauges = Gauges()
         self.pulse = Pulse(self.gauges.registry)
-        self.ledger = Ledger(self.database, state / "journal" / "cel.csv", city(profile), secret(state, "test_call"))
-        self.intake = Intake(flow(profile), state / "prompts", self.gauges.routed)
-        self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self.intake.serve, self._arrived)
-        self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self.gauges.event, self._resync)
-        self.refusals = Refusals(self.database)
         server = (profile.network.sip_address, ports.sip)
         self.trace = SipTrace(state / "sip", server, profile.retention.journal_days)
+        emergency = state / "emergency" / "cel.csv"
+        self.emergency = Emergency(
+            emergency,
+            state / "recordings",
+            lambda: self.ledger.journal(),
+            lambda call_id: self.ledger.knows(call_id),
+            self.trace.find,
+        )
+        self.ledger = Ledger(
+            self.database,
+            state / "journal" / "cel.csv",
+            city(profile),
+            secret(state, "test_call"),
+            emergency=emergency,
+            on_read=self.emergency.journaled,
+        )
+        self.intake = Intake(flow(profile), state / "prompts", self.gauges.routed, self.emergency.decided)
+        self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self._serve, self._arrived)
+        self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self._event, self._resync)
+        self.refusals = Refusals(self.database)
         told = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
         self.hep = HepListener("127.0.0.1", ports.hep, server, *told)
         self.reconciliation = Reconciliation(self.database, state, profile, secret(state, "test_call"))
@@ -71,6 +88,7 @@ class Daemon:
 
     async def run(self) -> None:
         self.gauges.registry.register(self.reconciliation)
+        self.gauges.registry.register(self.emergency)
         self.gauges.watch(self.ari, self.ledger, self.refusals, self.watchdog)
         runner = web.AppRunner(self._http(), access_log=None)
         await runner.setup()
@@ -78,7 +96,17 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.ari.run())  # first: from here on calls are ours
                 watching = (self.watchdog, self.pulse, self.reconciliation)
-                for part in (self.ledger, self.ami, self.hep, self.trace, self.refusals, self.upkeep, self.disk, *watching):
+                for part in (
+                    self.ledger,
+                    self.ami,
+                    self.emergency,
+                    self.hep,
+                    self.trace,
+                    self.refusals,
+                    self.upkeep,
+                    self.disk,
+                    *watching,
+                ):
                     group.create_task(part.run())
                 await web.TCPSite(runner, "127.0.0.1", self.port).start()
         finally:
@@ -99,7 +127,9 @@ class Daemon:
 
     def _journal(self) -> Component:
         """With the last night's reconciliation told, where it did not add up."""
-        journal, nightly = self.ledger.status(), self.reconciliation.status()
+        journal, emergency, nightly = self.ledger.status(), self.emergency.status(), self.reconciliation.status()
+        if journal.ok and not emergency.ok:
+            journal = emergency
         return journal if nightly.ok else replace(journal, detail=f"{journal.detail}; {nightly.detail}")
 
     def _http(self) -> web.Application:
@@ -109,6 +139,14 @@ class Daemon:
 
     def _arrived(self, channel_id: str, created: str) -> None:
         self.ledger.arrived(channel_id)
+
+    async def _serve(self, call: Call) -> None:
+        self.emergency.arrived(call.channel)
+        await self.intake.serve(call)
+
+    def _event(self, event: Mapping[str, str]) -> None:
+        self.gauges.event(event)
+        self.emergency.event(event)
 
     async def _resync(self) -> None:
         self.gauges.members(await self.ami.list({"Action": "QueueStatus"}))

@@ -7,6 +7,7 @@ come after a call that the new Asterisk has already taken. Standard library only
 import contextlib
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
 _DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
 _TOO_SOON_S = 2.0
+_WRITE_S = 1.0  # for the BOOT record
 
 
 def boot_record(now: float) -> str:
@@ -35,6 +37,28 @@ def append_boot(journal: Path, now: float) -> None:
         os.fsync(file.fileno())
 
 
+def _tell_boot(state: Path, now: float) -> None:
+    """In the journal, else in the emergency record: a full or stalled disk must not keep Asterisk from starting."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(OSError):
+            append_boot(state / "journal" / "cel.csv", now)
+            code = 0
+        os._exit(code)
+    deadline = time.monotonic() + _WRITE_S
+    done, status = os.waitpid(child, os.WNOHANG)
+    while not done and time.monotonic() < deadline:
+        time.sleep(0.005)
+        done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+    if not done or status:
+        with contextlib.suppress(OSError):
+            (state / "emergency").mkdir(mode=0o700, exist_ok=True)
+            append_boot(state / "emergency" / "cel.csv", now)
+
+
 def main(state: Path, name: str, command: list[str]) -> None:
     pid_file = state / "run" / f"{name}.pid"
     with contextlib.suppress(OSError):
@@ -44,8 +68,7 @@ def main(state: Path, name: str, command: list[str]) -> None:
     enough = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
     if name == "asterisk":
-        with contextlib.suppress(OSError):  # a full disk must not keep Asterisk from starting
-            append_boot(state / "journal" / "cel.csv", time.time())
+        _tell_boot(state, time.time())
     with contextlib.suppress(OSError):
         temporary = pid_file.with_suffix(".new")
         temporary.write_text(f"{os.getpid()}\n")

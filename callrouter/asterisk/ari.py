@@ -65,6 +65,7 @@ class Call:
     def __init__(self, ari: "Ari", channel: dict[str, Any], *, found: bool) -> None:
         self.id: str = channel["id"]
         self.created: str = channel["creationtime"]
+        self.channel = channel  # as ARI described it when it came
         self.language: str = channel.get("language") or ""
         self.found = found  # was inside already when we connected
         self._ari, self._plays = ari, itertools.count()

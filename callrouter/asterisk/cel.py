@@ -73,6 +73,14 @@ class Journal:
         self.fault: str | None = None  # why the journal cannot be read at present
         self.read_up_to = float("-inf")  # monotonic time: what was written before then has been given out
 
+    def copy(self) -> "Journal":
+        """A reader of its own that goes on from here."""
+        return Journal(self._path, self._positions, self._written_since)
+
+    def beside(self, path: Path) -> "Journal":
+        """A reader of another journal, with the same books."""
+        return Journal(path, self._positions, self._written_since)
+
     def wake(self) -> None:
         """Something was written: look now instead of at the next poll."""
         self._wake.set()

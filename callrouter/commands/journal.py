@@ -69,6 +69,7 @@ def replay() -> None:
                 city(profile),
                 secret(here.state, "test_call"),
                 lambda done, total: bar.update(task, completed=done, total=total),
+                emergency=here.state / "emergency" / "cel.csv",
             )
 
     done = with_database(work)

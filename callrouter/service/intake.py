@@ -32,10 +32,19 @@ def flow(profile: Profile) -> Flow:
 
 
 class Intake:
-    """Serves each call of the application. `on_route(how, seconds)` is told how long handing a decided call back took."""
+    """Serves each call of the application.
 
-    def __init__(self, flow: Flow, prompts: Path, on_route: Callable[[str, float], None] = lambda how, seconds: None) -> None:
-        self._flow, self._prompts, self._on_route = flow, prompts, on_route
+    `on_choice(call id, route)` is told each decision, `on_route(how, seconds)` how long handing the call back then took.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        prompts: Path,
+        on_route: Callable[[str, float], None] = lambda how, seconds: None,
+        on_choice: Callable[[str, Route], None] = lambda call_id, route: None,
+    ) -> None:
+        self._flow, self._prompts, self._on_route, self._on_choice = flow, prompts, on_route, on_choice
 
     async def serve(self, call: Call) -> None:
         """From the answer to the queue. Raises AriError when the caller hangs up or Asterisk does not answer."""
@@ -69,6 +78,7 @@ class Intake:
 
     async def _hand_back(self, call: Call, route: Route, playing: str | None) -> None:
         decided = time.monotonic()
+        self._on_choice(call.id, route)
         # `continue` waits for a prompt to end: it is stopped first. A predecessor's cannot be known, only named.
         if call.found:
             await call.hush()

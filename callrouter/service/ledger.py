@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from callrouter.asterisk.cel import Batch, Journal
-from callrouter.domain.call import Call, OpenCalls, shown
+from callrouter.domain.call import EMERGENCY, JOURNAL, Call, Event, OpenCalls, shown
 from callrouter.domain.ticket import OUTCOMES
 from callrouter.health import Component, Health
 from callrouter.store import calls
@@ -58,11 +58,23 @@ def _signature(unix: str, secret: str) -> str:
 
 
 class Ledger:
-    """Follows the journal at `path`. Its counters count what this process saw."""
+    """Follows the journal at `path`, and the daemon's emergency record at `emergency`. Its counters count what this process saw.
 
-    def __init__(self, database: AsyncEngine, path: Path, city: City, test_secret: str, node: str = NODE) -> None:
+    `on_read` is given the journal's records as they are read, before the database has them.
+    """
+
+    def __init__(
+        self,
+        database: AsyncEngine,
+        path: Path,
+        city: City,
+        test_secret: str,
+        node: str = NODE,
+        emergency: Path | None = None,
+        on_read: Callable[[Sequence[Event]], None] = lambda events: None,
+    ) -> None:
         self._database = database
-        self._path = path
+        self._path, self._emergency, self._on_read = path, emergency, on_read
         self._city = city
         self._test_secret = test_secret
         self._node = node
@@ -71,6 +83,7 @@ class Ledger:
         self._committing: float | None = None  # time.monotonic() at the beginning of a transaction
         self._journal = Journal(path, {})
         self._open = OpenCalls()
+        self._turn = asyncio.Lock()
         self._shown: dict[str, Call] = {}  # as people were last told of
         self._expected: dict[str, float] = {}  # callers that the journal must know by now: call id → monotonic time
         self._seen: dict[str, None] = {}  # the last calls that the journal knew
@@ -107,17 +120,36 @@ class Ledger:
             self._health.set(True, f"{len(self._open)} calls in progress")
         return self._health.status()
 
+    def knows(self, call_id: str) -> bool:
+        """Has the journal told of this call lately?"""
+        return call_id in self._seen
+
+    def journal(self) -> Journal:
+        """The reader that is followed now."""
+        return self._journal
+
     async def run(self) -> None:
         while True:
             await self._persist(self._restore)
-            async with aclosing(self._journal.follow(_BATCH)) as batches:
-                async for batch in batches:
-                    facts = self._fold(batch)
-                    try:
-                        await self._persist(lambda c, b=batch, f=facts: self._write(c, b, f))  # type: ignore[misc]
-                    except Moved:  # by a commit whose answer was lost, or by another process
-                        break
-                    self._committed(batch, facts)
+            positions = self._journal.copy()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._follow(self._journal, JOURNAL))
+                    if self._emergency is not None:
+                        group.create_task(self._follow(positions.beside(self._emergency), EMERGENCY))
+            except* Moved:
+                _log.info("journal was read by a commit whose answer was lost, or by another process: begun anew from there")
+
+    async def _follow(self, journal: Journal, source: str) -> None:
+        """Both sources tell of the same calls: what one lacks the other adds, one batch after the other."""
+        async with aclosing(journal.follow(_BATCH)) as batches:
+            async for batch in batches:
+                if source == JOURNAL:
+                    self._on_read(batch.events)
+                async with self._turn:
+                    facts = self._fold(batch, source)
+                    await self._persist(lambda c, b=batch, f=facts: self._write(c, b, f))  # type: ignore[misc]
+                    self._committed(batch, facts, source)
 
     async def _restore(self, connection: AsyncConnection) -> None:
         self._open = OpenCalls(await calls.open_calls(connection, self._node))
@@ -129,15 +161,18 @@ class Ledger:
             self._expected.pop(call_id, None)
         self._journal = Journal(self._path, await calls.positions(connection, self._node))
 
-    def _fold(self, batch: Batch) -> list[Fact]:
+    def _fold(self, batch: Batch, source: str) -> list[Fact]:
         changed = _changed(self._open, batch)
-        return [Fact(call, self._shown.get(call.id) != shown(call), is_test(call, self._test_secret)) for call in changed.values()]
+        return [
+            Fact(call, self._shown.get(call.id) != shown(call), is_test(call, self._test_secret), source)
+            for call in changed.values()
+        ]
 
     async def _write(self, connection: AsyncConnection, batch: Batch, facts: list[Fact]) -> None:
         position = Position(batch.file, batch.known, batch.end)
         await calls.record(connection, self._node, self._city, facts, _set_aside(batch), position)
 
-    def _committed(self, batch: Batch, facts: list[Fact]) -> None:
+    def _committed(self, batch: Batch, facts: list[Fact], source: str) -> None:
         self.records += len(batch.events)
         self.bad_records += len(batch.bad)
         if batch.bad:
@@ -150,7 +185,8 @@ class Ledger:
             else:
                 self._shown.pop(call.id, None)
                 self.ended[call.outcome] += 1
-            self._know(call.id)
+            if source == JOURNAL:
+                self._know(call.id)
 
     def _know(self, call_id: str) -> None:
         if call_id in self._seen:
@@ -164,7 +200,7 @@ class Ledger:
         for lost in self._missing():
             del self._expected[lost]
             self.unjournaled += 1
-            _log.error("call without journal: ticket must be opened by reconciliation", call_id=lost)
+            _log.error("call without journal: its ticket is made of the emergency record", call_id=lost)
 
     def _missing(self) -> list[str]:
         """Callers of whom the journal, read to its end, knew nothing long after they came. While it is not, nobody is missed."""
@@ -202,18 +238,26 @@ async def replay(
     test_secret: str,
     progress: Callable[[int, int], None],
     node: str = NODE,
+    emergency: Path | None = None,
 ) -> Replayed:
-    """Rebuild every call from all files of the journal; beside a running daemon as well. `progress(bytes done, of all)`.
+    """Rebuild every call from all files of the journal, then from those of the emergency record; beside a running daemon as well.
+    `progress(bytes done, of all)`.
 
     Tickets keep their numbers and what people wrote; the daemon's position and the calls it follows stay its own.
     """
-    journal = Journal(path, {})
-    total, done = await asyncio.to_thread(journal.size), 0
+    journals = [(Journal(path, {}), JOURNAL), *([(Journal(emergency, {}), EMERGENCY)] if emergency else [])]
+    total, done = sum([await asyncio.to_thread(journal.size) for journal, _ in journals]), 0
     still_open, inserted = OpenCalls(), set[str]()
     ended = records = bad = 0
-    while (batch := await asyncio.to_thread(journal.read, _REPLAY_BATCH)) is not None:
+    while True:
+        batch = await asyncio.to_thread(journals[0][0].read, _REPLAY_BATCH)
+        if batch is None:
+            del journals[0]
+            if journals:
+                continue
+            break
         changed = _changed(still_open, batch).values()
-        facts = _facts(changed, test_secret)
+        facts = _facts(changed, test_secret, journals[0][1])
         async with writing(database) as connection:
             inserted |= await calls.record(connection, node, city, facts, _set_aside(batch), rebuild=True)
         over = {call.id for call in changed if call.ended_at is not None}
@@ -236,8 +280,8 @@ def _changed(open_calls: OpenCalls, batch: Batch) -> dict[str, Call]:
     return changed
 
 
-def _facts(of: Iterable[Call], test_secret: str) -> list[Fact]:
-    return [Fact(call, True, is_test(call, test_secret)) for call in of]
+def _facts(of: Iterable[Call], test_secret: str, source: str = JOURNAL) -> list[Fact]:
+    return [Fact(call, True, is_test(call, test_secret), source) for call in of]
 
 
 def _set_aside(batch: Batch) -> list[dict[str, object]]:

@@ -135,9 +135,8 @@ class Reconciliation:
     async def _mend(self, w: Witnesses, todo: Sequence[Finding]) -> list[Mended]:
         mended = []
         if replays := [one for one in todo if one.mend == REPLAY]:
-            await ledger.replay(
-                self._database, self._state / "journal" / "cel.csv", city(self._profile), self._test_secret, _silent, self._node
-            )
+            journal, emergency = (self._state / name / "cel.csv" for name in ("journal", "emergency"))
+            await ledger.replay(self._database, journal, city(self._profile), self._test_secret, _silent, self._node, emergency)
             mended += [Mended(one, "rebuilt from the journal") for one in replays]
         for one in (one for one in todo if one.mend == JUDGE):
             async with self._database.connect() as connection:

@@ -1,7 +1,7 @@
 """After the call: what became of its recording; and the housekeeping of the journal and the database.
 
 A recording is judged once nobody writes to it any more. One that Asterisk could not finish (killed, disk full) is made
-playable and called partial. A journal file never grows beyond `JOURNAL_MAX`.
+playable and called partial. A file of the journal, of the emergency record or of the CDR never grows beyond `JOURNAL_MAX`.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Upkeep:
         self._database = database
         self._state = state
         self._recordings = state / "recordings"
-        self._journal = state / "journal" / "cel.csv"
+        self._journals = [state / name for name in ("journal/cel.csv", "emergency/cel.csv", "cdr/cdr.csv")]
         self._node = node
         self._health = Health()
         self._database_health = Health()
@@ -74,7 +74,8 @@ class Upkeep:
 
     async def once(self, now: datetime) -> None:
         """One round."""
-        await asyncio.to_thread(rotate, self._journal, now)
+        for journal in self._journals:
+            await asyncio.to_thread(rotate, journal, now)
         self._asked = time.monotonic()
         async with self._database.connect() as connection:
             due = await recordings.due(connection, self._node)

@@ -119,3 +119,19 @@ def test_the_programs_exit_code_and_descriptors(state: Path) -> None:
     done = start(state, "web", *few)
     assert done.returncode == 78
     assert int(done.stdout) == (1 << 18 if hard == resource.RLIM_INFINITY else min(hard, 1 << 18))
+
+
+def test_a_stalled_journal_does_not_keep_asterisk_from_starting_and_boot_is_told_elsewhere(state: Path) -> None:
+    os.mkfifo(state / "journal" / "cel.csv")  # nobody reads: opening it waits, as on a stalled disk
+    began = time.monotonic()
+    assert start(state, "asterisk", "/bin/true").returncode == 0
+    assert time.monotonic() - began < 5
+    (boot,), bad = read(state / "emergency" / "cel.csv")
+    assert (boot.kind, bad) == ("BOOT", [])
+
+
+def test_a_journal_that_takes_nothing_has_its_boot_told_elsewhere(state: Path) -> None:
+    (state / "journal" / "cel.csv").mkdir()
+    assert start(state, "asterisk", "/bin/true").returncode == 0
+    (boot,), _ = read(state / "emergency" / "cel.csv")
+    assert boot.kind == "BOOT"

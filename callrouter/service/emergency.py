@@ -1,0 +1,308 @@
+"""The daemon's own record of calls, for the time in which Asterisk's journal is not written (disk full or stalled).
+
+Whatever ARI and AMI tell of a call is kept in memory until the journal has told it too. What the journal does not tell in
+time is written elsewhere, as records of the same form: the ledger reads them like the journal's, so the call gets the same
+ticket, and only one, whether the journal's own records never come, come late or come in part.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from callrouter.asterisk.cel import Journal
+from callrouter.domain.call import OPERATOR, TRUNK, Event
+from callrouter.domain.ivr import Route
+from callrouter.domain.reconcile import Invite, began
+from callrouter.health import Component, Health
+
+LATE_S = 2.0  # between a fact and its record in the journal
+DIRECTORY_MAX = 256 << 20  # bytes: some 80,000 calls
+_LOOK_S = 0.1
+_KEPT_S = 30.0  # after a call's end: what tells of it late is no new call
+_CALLS_MAX = 10_000
+_BATCH = 500
+_STATUS = {"caller": "", "agent": "CONTINUE"}  # AgentComplete's reason → Queue()'s status, as the dialplan tells it
+# The facts that the journal must tell; its records of one kind are counted.
+_TOLD = frozenset(("CHAN_START", "CLASS", "APP_START", "BRIDGE_ENTER", "CHAN_END"))
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class _Kept:
+    """What is known of one call, and which of it the journal still has to tell."""
+
+    facts: list[Event] = field(default_factory=list)
+    untold: list[tuple[float, str]] = field(default_factory=list)  # (monotonic time, kind) of facts
+    ahead: Counter[str] = field(default_factory=Counter)  # what the journal told before the fact came
+    written: int = 0  # facts in the emergency record
+    over: float | None = None
+
+    def tell(self, kind: str) -> float:
+        """The journal told one of that kind. When its fact came; 0 if it has not come."""
+        for n, (at, other) in enumerate(self.untold):
+            if other == kind:
+                del self.untold[n]
+                return at
+        self.ahead[kind] += 1
+        return 0.0
+
+    def add(self, event: Event, now: float) -> None:
+        self.facts.append(event)
+        if self.ahead[event.kind]:
+            self.ahead[event.kind] -= 1
+        elif event.kind in _TOLD:
+            self.untold.append((now, event.kind))
+
+
+class Emergency:
+    """Writes to `path` (of the journal's form, in a directory of its own). `ledger_journal` gives the ledger's reader."""
+
+    def __init__(
+        self,
+        path: Path,
+        recordings: Path,
+        ledger_journal: Callable[[], Journal],
+        known: Callable[[str], bool],
+        invite: Callable[[str], Invite | None],
+    ) -> None:
+        self._path, self._recordings = path, recordings
+        self._ledger_journal, self._known, self._invite = ledger_journal, known, invite
+        self._own: Journal | None = None  # reads on while the ledger cannot
+        self._calls: OrderedDict[str, _Kept] = OrderedDict()
+        self._open: set[str] = set()  # calls of which the journal has to tell something, or that the emergency record holds
+        self._over: OrderedDict[str, float] = OrderedDict()  # ended calls, and when
+        self._confirmed = 0.0  # the last fact that the journal told came then,
+        self._missed = 0.0  # and the last that it did not tell in time
+        self._fault: str | None = None  # why the emergency record cannot be written
+        self._health = Health()
+        self.calls = 0  # with facts in the emergency record
+
+    def status(self) -> Component:
+        """Not ok: the journal does not tell what happens."""
+        if self._fault is not None:
+            self._health.set(False, f"Asterisk does not write the journal, nor can the daemon keep its own record: {self._fault}")
+        elif self._late:
+            self._health.set(False, "Asterisk does not write the journal: is the disk full? The daemon keeps its own record")
+        else:
+            self._health.set(True, "the journal tells every call")
+        return self._health.status()
+
+    @property
+    def _late(self) -> bool:
+        return self._missed > self._confirmed
+
+    def collect(self) -> Iterable[Metric]:
+        """For /metrics."""
+        yield CounterMetricFamily("callrouter_emergency_calls", "Calls that the journal did not tell in time.", self.calls)
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def arrived(self, channel: Mapping[str, object]) -> None:
+        """A caller is in the application; `channel` as ARI describes it."""
+        call_id, name = str(channel["id"]), str(channel["name"])
+        if not name.startswith(TRUNK):
+            return
+        at = datetime.fromisoformat(str(channel["creationtime"])).timestamp()
+        caller = channel.get("caller")
+        number, shown = (str(caller.get(key, "")) for key in ("number", "name")) if isinstance(caller, Mapping) else ("", "")
+        kept = self._calls.get(call_id)
+        if kept is not None and kept.facts:
+            return
+        self._begin(call_id, name, at, number, shown, str(channel.get("protocol_id", "")))
+
+    def decided(self, call_id: str, route: Route) -> None:
+        """The menu gave the call back with a class."""
+        if call_id in self._calls:
+            self._add(call_id, time.time(), "CLASS", extra=f"{route.code}|{route.language}|{route.how}")
+
+    def event(self, event: Mapping[str, str]) -> None:
+        """An AMI event."""
+        call_id, channel = event.get("Uniqueid", ""), event.get("Channel", "")
+        if event["Event"] not in _HANDLED or not channel.startswith(TRUNK):
+            return
+        at = _timestamp(event)
+        if (kept := self._calls.get(call_id)) is None or not kept.facts:
+            number, name = (event.get(key, "").removeprefix("<unknown>") for key in ("CallerIDNum", "CallerIDName"))
+            self._begin(call_id, channel, began(call_id) or at, number, name, "")
+        match event["Event"]:
+            case "QueueCallerJoin":
+                self._add(call_id, at, "ROUTE", extra=event.get("Queue", ""))
+                self._add(call_id, at, "APP_START", app="Queue")
+            case "AgentConnect" if (other := event.get("DestChannel", "")).startswith(OPERATOR):
+                self._add(call_id, at, "BRIDGE_ENTER", peer=other)
+            case "AgentComplete":
+                self._add(call_id, at, "BRIDGE_EXIT")
+                self._add(call_id, at, "QUEUE", extra=_STATUS.get(event.get("Reason", ""), ""))
+            case "Hangup":
+                cause = event.get("Cause", "")
+                extra = {"hangupcause": int(cause) if cause.isascii() and cause.isdigit() else 0, "hangupsource": channel}
+                self._add(call_id, at, "HANGUP", extra=extra)
+                self._add(call_id, at, "CHAN_END")
+
+    def journaled(self, events: Iterable[Event]) -> None:
+        """The journal told these."""
+        for event in events:
+            if event.kind not in _TOLD or event.uniqueid != event.linkedid or not event.channel.startswith(TRUNK):
+                continue
+            if event.kind == "APP_START" and event.app != "Queue":
+                continue
+            kept = self._keep(event.uniqueid)
+            self._confirmed = max(self._confirmed, kept.tell(event.kind))
+            if event.kind == "CHAN_END":
+                # The journal is in order: what it has not told by now did not happen in the dialplan any more.
+                self._confirmed = max(self._confirmed, *(at for at, _ in kept.untold), 0.0)
+                kept.untold.clear()
+                self._ended(event.uniqueid)
+            if not kept.untold and not kept.written:
+                self._open.discard(event.uniqueid)
+
+    def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
+        kept = self._keep(call_id)
+        if self._known(call_id):
+            kept.ahead["CHAN_START"] = 1
+        invite = self._invite(sip_call_id) if sip_call_id else None
+        day = datetime.fromtimestamp(at, UTC)
+        presentation = "prohib" if invite and invite.privacy.strip().lower() not in ("", "none") else ""
+        texts = (quote(sip_call_id), channel.partition("/trunk-")[2].rpartition("-")[0], presentation)
+        headers = (quote(invite.identity), quote(invite.sender)) if invite else ("", "")
+        file = self._recordings / f"{day:%Y/%m/%d}" / f"{call_id}.wav"
+        self._add(call_id, at, "CHAN_START", channel, number=number, name=name)
+        self._add(call_id, at, "ANSWER", channel)
+        self._add(call_id, at, "CALL", channel, extra="|".join((str(file), *texts, *headers)))
+
+    def _keep(self, call_id: str) -> _Kept:
+        if call_id not in self._calls:
+            self._calls[call_id] = _Kept()
+            if len(self._calls) > _CALLS_MAX:
+                self._forget(next(iter(self._calls)))
+        return self._calls[call_id]
+
+    def _ended(self, call_id: str) -> None:
+        self._over.setdefault(call_id, time.monotonic())
+
+    def _forget(self, call_id: str) -> None:
+        del self._calls[call_id]
+        self._open.discard(call_id)
+        self._over.pop(call_id, None)
+
+    def _add(
+        self,
+        call_id: str,
+        at: float,
+        kind: str,
+        channel: str = "",
+        number: str = "",
+        name: str = "",
+        app: str = "",
+        peer: str = "",
+        extra: str | dict[str, object] = "",
+    ) -> None:
+        kept = self._calls[call_id]
+        channel = channel or kept.facts[0].channel
+        text = json.dumps(extra) if isinstance(extra, dict) else json.dumps({"extra": extra}) if extra else ""
+        event = Event(kind, at, call_id, call_id, channel, "", "", number, name, "", app, "", peer, text)
+        kept.add(event, time.monotonic())
+        if kept.untold or kept.written:
+            self._open.add(call_id)
+        if kind == "CHAN_END":
+            self._ended(call_id)
+
+    # --- the record ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.look(time.monotonic())
+
+    async def look(self, now: float) -> None:
+        """Write what the journal has not told in time; while it is late, whatever comes is written at once."""
+        if self._open:
+            known = await self._read_up_to(now) - LATE_S
+            overdue = [at for call_id in self._open for at, _ in self._calls[call_id].untold if at < known]
+            self._missed = max(self._missed, *overdue, 0.0)
+            await self._write(
+                [
+                    kept
+                    for kept in (self._calls[call_id] for call_id in self._open)
+                    if kept.written or (kept.untold and (self._late or kept.untold[0][0] < known))
+                ]
+            )
+        while self._over and now - (oldest := next(iter(self._over.items())))[1] > _KEPT_S:
+            kept = self._calls[oldest[0]]
+            if self._fault is not None and kept.untold and len(self._calls) < _CALLS_MAX:
+                break  # nobody has written it yet
+            self._forget(oldest[0])
+
+    async def _read_up_to(self, now: float) -> float:
+        """Until when the journal is known: the ledger reads it, or, while the database keeps the ledger waiting, we do."""
+        journal = self._ledger_journal()
+        if now - journal.read_up_to < LATE_S / 2:
+            self._own = None
+            return journal.read_up_to
+        if self._own is None:
+            self._own = journal.copy()
+        began_at = time.monotonic()
+        try:
+            while (batch := await asyncio.to_thread(self._own.read, _BATCH)) is not None:
+                self.journaled(batch.events)
+        except OSError:
+            return journal.read_up_to
+        return began_at
+
+    async def _write(self, of: Iterable[_Kept]) -> None:
+        new = [(kept, len(kept.facts)) for kept in of if kept.written < len(kept.facts)]
+        if not new:
+            return
+        try:
+            await asyncio.to_thread(self._append, [event for kept, upto in new for event in kept.facts[kept.written : upto]])
+        except OSError as error:
+            self._fault = error.strerror or str(error)
+            return
+        self._fault = None
+        for kept, upto in new:
+            if kept.written == 0:
+                self.calls += 1
+                log.error("call kept in the emergency record: the journal is not written", call_id=kept.facts[0].uniqueid)
+            kept.written = upto
+
+    def _append(self, events: Sequence[Event]) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sum(one.stat().st_size for one in self._path.parent.iterdir()) > DIRECTORY_MAX:
+            raise OSError(0, f"{self._path.parent} is full")
+        text = "".join(map(record, events)).encode("utf-8", "replace")
+        with open(os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                text = b"\n" * (file.read(1) != b"\n") + text
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+_HANDLED = frozenset(("QueueCallerJoin", "AgentConnect", "AgentComplete", "Hangup"))
+
+
+def record(event: Event) -> str:
+    """As Asterisk would write it (asterisk-conf/templates/cel_custom.conf.j2)."""
+    kind, at, *others = event
+    values = (str(kind), f"{at:.6f}", *(str(other).replace("\0", "") for other in others))
+    return ",".join('"' + value.replace('"', '""') + '"' for value in values) + "\n"
+
+
+def _timestamp(event: Mapping[str, str]) -> float:
+    try:
+        return float(event["Timestamp"])
+    except (KeyError, ValueError):
+        return time.time()
