@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "phone": frozenset({"asterisk"}),
     "commands": BASE | {"asterisk", "phone", "service", "store", "web"},
     "daemon": BASE | {"log", "asterisk", "service", "store", "web"},
-    "cli": BASE | {"asterisk", "commands", "daemon", "service", "store", "web"},
+    "cli": BASE | {"log", "asterisk", "commands", "daemon", "service", "store", "web"},
 }
 
 
