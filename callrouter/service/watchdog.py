@@ -33,6 +33,7 @@ _READ_S = 1.0  # /proc and the recordings; longer, and the disk or the process's
 _DUMP_S = 3.0
 _DOUBT_S = 1.0  # without any answer: look closer
 _QUIET_S = 2.5  # without an answer to OPTIONS: told as not well, and an alarm
+_START_S = 10.0  # before its first answer: until then it starts, which is no alarm
 
 
 class Watchdog:
@@ -42,7 +43,7 @@ class Watchdog:
         self._state, self._sip, self._ami, self._ari, self._ledger = state, sip, ami, ari, ledger
         self._process: AsteriskProcess | None = None
         self._case = Case()
-        self._sip_heard = -math.inf
+        self._sip_heard = self._found_at = -math.inf
         self._evidence = _Evidence(state / "recordings")
         self._alarm = False
         self._health = Health()
@@ -110,6 +111,7 @@ class Watchdog:
             self._process = None
         if self._process is None:
             self._process = AsteriskProcess.find(self._state)
+            self._found_at = time.monotonic()
         now = time.monotonic()
         doubt = self._process is not None and now - max(self._sip_heard, self._ami.heard) > _DOUBT_S
         does, heard = await self._closer(self._process) if doubt and self._process else (Activity.WAITING, True)
@@ -126,7 +128,9 @@ class Watchdog:
     def _tell(self) -> None:
         """The alarm, once; and its end."""
         silence = self.silence_s()
-        alarm = self._case.look is not None and self._case.look.process is not None and silence["sip"] > _QUIET_S
+        silent_s = time.monotonic() - max(self._sip_heard, self._found_at)
+        limit_s = _QUIET_S if self._case.answered else _START_S
+        alarm = self._case.look is not None and self._case.look.process is not None and silent_s > limit_s
         if alarm and not self._alarm:
             talks = len(self._ledger.talks())
             seconds = {side: round(value, 1) for side, value in silence.items() if value < math.inf}
