@@ -178,6 +178,6 @@ async def test_100_callers_wait_at_little_cost(short_directory: Path) -> None:
         assert seen.records < 20, figures
         assert seen.gap_s() < 1 + deaf, figures
         assert seen.silence_s() < 2 + deaf, figures
-        assert seen.heard() > 0.95, figures
+        assert seen.heard() > 0.9, figures
         assert seen.answer_ms < 50, figures
         assert seen.rung_s < 2 + deaf, figures
