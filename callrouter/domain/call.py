@@ -275,11 +275,15 @@ def _queue(call: Call, event: Event) -> _Changes:
 
 def _requeue(call: Call, event: Event) -> _Changes:
     cause = _fields(event, 1)[0]
-    what = "operator's phone lost" if cause in _PHONE_LOST else "operator hung up at once"
+    last = next((what for _, what, _ in reversed(call.story) if what in ("answered", "transferred")), "")
+    if last == "transferred":
+        why = "nobody answered the transfer"
+    else:
+        why = "operator's phone lost" if cause in _PHONE_LOST else "operator hung up at once"
     return {
         "left_by_other": False,
         "requeue_cause": int(cause) if _is_cause(cause) else None,
-        "notes": _noted(call, event.at, f"{what} (cause {_text(cause)}): back to the front of the queue"),
+        "notes": _noted(call, event.at, f"{why} (cause {_text(cause)}): back to the front of the queue"),
         "story": _told(call, event.at, "requeued", _text(cause)),
     }
 

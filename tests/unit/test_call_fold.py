@@ -329,6 +329,15 @@ def test_an_outside_number_that_nobody_took_is_not_who_ended_the_call() -> None:
     assert (call.outcome, call.outside_answered_at) == ("abandoned_queue", None)
 
 
+@pytest.mark.parametrize("cause", ["17", "44", "0"])
+def test_a_transfer_that_nobody_took_is_no_hang_up(cause: str) -> None:
+    events = CAPTURED["blind_transfer"]
+    away = next(n for n, event in enumerate(events) if event.kind == "BLINDTRANSFER")
+    (call,) = folded(events[: away + 1]).values()
+    call = apply(call, told(call, "REQUEUE", call.seen_at + 5, extra=f"{cause}|medical"))
+    assert [text for _, text in call.notes] == [f"nobody answered the transfer (cause {cause}): back to the front of the queue"]
+
+
 def test_who_shares_the_callers_bridge_is_known_by_the_bridge() -> None:
     """An operator who joins from a call of his own may keep that call's linkedid; the talk is the same."""
     moved = [
