@@ -151,6 +151,15 @@ async def blind_transfer(lab: Lab) -> None:
     await caller.hang_up()
 
 
+async def transfer_declined(lab: Lab) -> None:
+    first, second = await lab.operator("medical"), await lab.operator("fire", decline=486)
+    caller = await pressing(lab, "1")
+    talking = await talk(first)
+    await talking.refer(f"sip:{second.user}@{lab.server[0]}:{lab.server[1]}")
+    await until(lambda: any(d.live for d in first.dialogs.values() if d is not talking), "he is rung again")
+    await caller.hang_up()
+
+
 async def attended_transfer(lab: Lab) -> None:
     first, second = await lab.operator("medical"), await lab.operator("fire")
     caller = await pressing(lab, "1")
@@ -248,8 +257,8 @@ SCENARIOS: dict[str, Callable[[Lab], Awaitable[None]]] = {
     for one in (
         answered_caller_ends, answered_operator_ends, abandoned_in_menu, abandoned_while_ringing, silence, wrong_keys,
         picked_up_by_mistake, requeued_operator_ends, operators_phone_dies, declined, let_ring, overflow, blind_transfer,
-        attended_transfer, hostile_name, no_daemon_key_in_queue, interrupted_by_kill, interrupted_by_timer, outside_number,
-        hung_up_before_answer, asterisk_killed,
+        transfer_declined, attended_transfer, hostile_name, no_daemon_key_in_queue, interrupted_by_kill,
+        interrupted_by_timer, outside_number, hung_up_before_answer, asterisk_killed,
     )
 }  # fmt: skip
 

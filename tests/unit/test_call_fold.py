@@ -92,6 +92,14 @@ EXPECTED: dict[str, tuple[dict[str, object], tuple[str, ...], tuple[str, ...]]] 
         ),
         (),
     ),
+    "transfer_declined": (
+        MEDICAL,
+        (
+            f"rang {ONE}", f"answered {ONE}", f"transferred {TWO}", f"left {ONE}", f"rang {TWO}", "requeued 17",
+            f"answered {ONE}", f"left {ONE}",
+        ),
+        ("nobody answered the transfer (cause 17): back to the front of the queue",),
+    ),
     "attended_transfer": (
         {**MEDICAL, "ended_by": "operator", "operator": TWO},
         (
