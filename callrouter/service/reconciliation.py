@@ -42,7 +42,7 @@ from callrouter.profile import Profile
 from callrouter.service import ledger, siptrace
 from callrouter.service.ledger import NODE, is_test
 from callrouter.service.setup import city
-from callrouter.service.upkeep import Upkeep, measure
+from callrouter.service.upkeep import NO_AUDIO, Upkeep, measure
 from callrouter.store import calls, recordings, witnesses
 from callrouter.store.calls import Fact
 from callrouter.store.schema import AWAY, error_text, writing
@@ -245,8 +245,8 @@ class Reconciliation:
                 at = began(path.stem)
                 if path.suffix != ".wav" or not at:
                     strange.append(name)
-                elif first <= at < last:
-                    found[path.stem] = Recorded(name, path.stat().st_mtime)
+                elif first <= at < last and (stat := path.stat()).st_size > NO_AUDIO:
+                    found[path.stem] = Recorded(name, stat.st_mtime)
         return found, strange
 
 

@@ -29,6 +29,7 @@ _CLOSED_AFTER_S = 5.0  # MixMonitor writes every 2 s: nothing for this long, and
 _NOT_WRITTEN_AFTER_S = 5.0
 _SHORT_BY_S, _SHORT_BY = 3.0, 0.1  # of the answered time: less than this may be missing at the ends
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF header as Asterisk writes it: 44 bytes, one data chunk
+NO_AUDIO = _HEADER.size  # bytes: a file of at most so many is no recording, Asterisk died before the first audio
 
 _log = structlog.get_logger(__name__)
 

@@ -36,10 +36,7 @@ call_id_column = "call id"
 
 def reconcile(lab: Lab, *options: str) -> tuple[int, dict[str, Any]]:
     """The report's exit code and body, of the last hour."""
-    here = lab.stack.settings
-    environment = {**os.environ, "CALLROUTER_STATE": str(here.state), "CALLROUTER_PROFILE": str(here.profile)}
-    command = [str(Path(sys.executable).parent / "callrouter"), "report", "reconcile", "--json", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = lab.callrouter("report", "reconcile", "--json", *options)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -229,6 +226,16 @@ def test_a_row_missing_from_any_source_is_found(damaged: Day, source: Callable[[
     # The number of a deleted ticket stays missing, and is told.
     assert kinds(body) == ({"tickets missing"} if source in (_ticket, _call) else set()) if mended else {kind}, body["findings"]
     assert code == (1 if body["findings"] else 0)
+
+
+def test_a_file_without_audio_is_no_recording(damaged: Day) -> None:
+    """As a killed Asterisk leaves it: the header alone. Upkeep called it missing."""
+    call_id = damaged.ids["answered"]
+    path = next((damaged.state / "recordings").rglob(f"{call_id}.wav"))
+    path.write_bytes(path.read_bytes()[:44])
+    damaged.sql(f"UPDATE call SET recording_state = 'missing', recording_file = NULL WHERE call_id = '{call_id}'")
+    code, body = reconcile(damaged.lab)
+    assert (code, body["findings"]) == (0, [])
 
 
 def test_a_call_that_only_cdr_and_recording_know_gets_its_ticket_and_the_journal_may_come_later(damaged: Day) -> None:

@@ -78,6 +78,7 @@ class Storm:
             await asyncio.gather(*self._faults)
             await self._crowd.over(120)
             await self._lab.ready(40)
+            await self._reconcile()
             await self._judge()
         finally:
             for task in self._faults:
@@ -117,6 +118,12 @@ class Storm:
             self._faults.append(asyncio.create_task(FAULTS[planned.fault](self._scene, target)))
             if planned.fault.startswith("asterisk"):  # until it is back there is nothing else to break in a call
                 await self._faults[-1]
+
+    async def _reconcile(self) -> None:
+        """Every witness (SIP trace, CDR, journal, recordings, tickets) tells of the same calls."""
+        done = await asyncio.to_thread(self._lab.callrouter, "report", "reconcile", "--mend", "--json")
+        body = json.loads(done.stdout) if done.stdout else {"findings": [{"text": done.stderr}]}
+        self.verdict.wrong += [f"reconcile: {one['text']}" for one in body["findings"]]
 
     async def _target(self, planned: Planned) -> Citizen | None:
         deadline = time.monotonic() + _PHASE_S

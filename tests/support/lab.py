@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -155,6 +157,19 @@ class Lab:
             return None
 
         return await until(found, "the call's ticket", 15)
+
+    def callrouter(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """The command line, for this stack."""
+        here = self.stack.settings
+        environment = {
+            **os.environ,
+            "CALLROUTER_STATE": str(here.state),
+            "CALLROUTER_PROFILE": str(here.profile),
+            "CALLROUTER_PORT_OFFSET": str(here.port_offset),
+            "CALLROUTER_DATABASE_URL": here.database or "",
+        }
+        program = str(Path(sys.executable).parent / "callrouter")
+        return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def pid(self, program: str) -> int:
         return int((self.state / "run" / f"{program}.pid").read_text())
