@@ -1,6 +1,7 @@
 """Operators and tokens as an administrator makes them: what is refused, what is stored, what Asterisk's files then say."""
 
 import asyncio
+import fcntl
 import hashlib
 import re
 import sys
@@ -18,6 +19,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import REALM, BadName, NotInForce, Operators, UnknownQueue, digest
 from callrouter.store import people, schema
 from callrouter.store.people import NameTaken
+from tests.support import until_found
 
 PROFILE = load_profile(ROOT / "profiles" / "ambon.toml")
 
@@ -156,6 +158,22 @@ async def test_two_processes_that_add_at_once_lose_nobody(database: AsyncEngine,
     assert len(listed) == 12
     text = (here.state / "etc" / "generated" / "members-fire.conf").read_text()
     assert sorted(set(re.findall(r"PJSIP/(op-\w+)", text))) == sorted(one.sip_user for one in listed)
+
+
+async def test_who_publishes_waits_for_the_other_and_reads_after_it(database: AsyncEngine, tmp_path: Path) -> None:
+    here = rendered(tmp_path / "state")
+    operators, file = Operators(here, PROFILE, database), here.state / "etc" / "generated" / "operators.conf"
+    with (here.state / "run" / "operators.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        adding = asyncio.create_task(operators.add(["Ayu"], [("fire", None)]))
+        (ayu,) = await until_found(operators.listed, "Ayu is stored")
+        await asyncio.sleep(0.3)  # time enough to write without asking
+        assert ayu.sip_user not in file.read_text()
+        async with schema.writing(database) as connection:
+            await people.add_operator(connection, people.Operator("Budi", "op-budi0000", "0" * 32, "b", "x", (("fire", 0),)))
+    await adding
+    assert ayu.sip_user in file.read_text()
+    assert "op-budi0000" in file.read_text()
 
 
 async def test_when_asterisks_files_cannot_be_written_the_passwords_are_not_lost(database: AsyncEngine, tmp_path: Path) -> None:
