@@ -5,11 +5,13 @@ A stack is known by its state directory; two with different CALLROUTER_STATE and
 """
 
 import argparse
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import pwd
+import secrets
 import shlex
 import signal
 import socket
@@ -30,11 +32,13 @@ from rich.table import Table
 from callrouter.asterisk import conf
 from callrouter.config import ROOT, Ports, Settings, SettingsError, settings
 from callrouter.profile import Profile, ProfileError, load_profile
+from callrouter.service.drain import drain, reopen
 
 PROGRAMS = ("asterisk", "daemon", "web")
 _READY_S = 30.0
 _GIVEN_UP_S = 10.0
 _STOP_S = 8
+_HANGS_S = 10  # no answer to /healthz: restarted
 
 
 class StackError(Exception):
@@ -90,9 +94,10 @@ class Stack:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             if self._supervisor() is not None:
+                reopen(self.settings)  # a drain that was killed half way
                 self._wait_ready()
                 return
-            self._refuse_left_over()
+            self._end_left_over()
             self._refuse_damaged_prefix()
             self._refuse_taken_ports()
             self._prepare()
@@ -107,11 +112,15 @@ class Stack:
         """Let the calls end for `drain_s` seconds, then stop everything. Nothing runs: nothing to do."""
         if not self._run.exists():
             return
-        with self._alone():
-            deadline = time.monotonic() + drain_s
-            while time.monotonic() < deadline and self.channels():
-                time.sleep(0.2)
+        with self._alone(), self._draining():
+            if drain_s > 0:
+                asyncio.run(drain(self.settings, self.profile, drain_s))
             self._stop()
+
+    def drain(self, seconds: float) -> None:
+        """Refuse new calls and return when all have ended, or after that time; whoever stops Asterisk now cuts the fewest."""
+        with self._alone():
+            asyncio.run(drain(self.settings, self.profile, seconds))
 
     def channels(self) -> int:
         """Channels in Asterisk now; 0 when it does not run or does not answer."""
@@ -134,14 +143,17 @@ class Stack:
 
     def ready(self) -> dict[str, object]:
         """What `/readyz` of the web process says, or of the daemon while web is away."""
-        for port in (self.ports.console, self.ports.daemon):
-            with contextlib.suppress(OSError, ValueError):
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=3) as answer:
-                        return dict(json.load(answer))
-                except urllib.error.HTTPError as error:
-                    return dict(json.load(error))
-        return {"status": "down", "components": {}}
+        nobody = {"status": "down", "components": {}}
+        return self._ask_ready(self.ports.console) or self._ask_ready(self.ports.daemon) or nobody
+
+    def _ask_ready(self, port: int) -> dict[str, object] | None:
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=3) as answer:
+                    return dict(json.load(answer))
+            except urllib.error.HTTPError as error:
+                return dict(json.load(error))
+        return None
 
     def _prepare(self) -> None:
         if self._callrouter("migrate") != 0:
@@ -152,8 +164,9 @@ class Stack:
     def _start(self) -> None:
         configuration = self._run / "supervisord.conf"
         configuration.write_text(self.supervisor_conf())
-        for name in PROGRAMS:  # of the last time: their age must not slow down this start
-            (self._run / f"{name}.pid").unlink(missing_ok=True)
+        for program in self.programs():
+            if program.pid is None:  # of the last time: its age must not slow down this start
+                (self._run / f"{program.name}.pid").unlink(missing_ok=True)
         with (self.settings.state / "log" / "supervisord.out").open("wb") as out:
             self._launched = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
@@ -169,14 +182,18 @@ class Stack:
         """End the supervisor, which ends the programs; then whatever is left. Processes that are not this stack's are safe."""
         launched = self._launched.pid if self._launched and self._launched.poll() is None else None  # has no pid file yet
         for pid in (launched, self._supervisor(), *(program.pid for program in self.programs())):
-            if pid is None or not self._ours(pid):
-                continue
+            self._end(pid, _STOP_S * (len(PROGRAMS) + 1))
+
+    def _end(self, pid: int | None, seconds: float) -> None:
+        """SIGTERM, and SIGKILL to what does not end in time."""
+        if pid is None or not self._ours(pid):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        if not self._ended(pid, seconds):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            if not self._ended(pid, _STOP_S * (len(PROGRAMS) + 1)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                self._ended(pid, 5)
+                os.kill(pid, signal.SIGKILL)
+            self._ended(pid, 5)
 
     def _ended(self, pid: int, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -190,9 +207,10 @@ class Stack:
         deadline = time.monotonic() + _READY_S
         seen = dict.fromkeys(("supervisord", *PROGRAMS), time.monotonic())
         while True:
-            state, now = self.ready(), time.monotonic()
+            told, now = self._ask_ready(self.ports.console), time.monotonic()
+            state = told or self.ready()
             running = {name for name in seen if self._pid(name)}
-            if state["status"] == "ready" and running == set(seen):
+            if told is not None and told["status"] == "ready" and running == set(seen):
                 return
             seen |= dict.fromkeys(running, now)
             gone = [name for name, last in seen.items() if now - last > _GIVEN_UP_S]
@@ -230,10 +248,23 @@ class Stack:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _refuse_left_over(self) -> None:
-        left = [f"{program.name} ({program.pid})" for program in self.programs() if program.pid]
-        if left:
-            raise StackError(f"{', '.join(left)} runs without its supervisor, which was killed: `make down`, then `make up`")
+    @contextlib.contextmanager
+    def _draining(self) -> Iterator[None]:
+        """Meanwhile an Asterisk that ended is not started again (tools/start.py)."""
+        with (self._run / "drain.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _end_left_over(self) -> None:
+        """What outlived its supervisor. Daemon and web are replaced, which no call notices; Asterisk goes on, and the new
+        supervisor's tools/start.py waits for its end."""
+        for program in self.programs():
+            if program.pid and program.name != "asterisk":
+                print(f"stack: {program.name} ran without its supervisor and is replaced", file=sys.stderr)
+                self._end(program.pid, _STOP_S)
+            elif program.pid:
+                print("stack: asterisk ran without its supervisor and is taken over, with its calls", file=sys.stderr)
+                reopen(self.settings)
 
     def _refuse_damaged_prefix(self) -> None:
         if self.settings.asterisk is not None:
@@ -253,14 +284,17 @@ class Stack:
     def _refuse_taken_ports(self) -> None:
         ports, sip = self.ports, self.profile.network.sip_address
         wanted = [
-            (socket.SOCK_DGRAM, sip, ports.sip, "SIP"),
-            (socket.SOCK_STREAM, sip, ports.sip, "SIP over TCP"),
             (socket.SOCK_DGRAM, "127.0.0.1", ports.hep, "HEP"),
             (socket.SOCK_STREAM, "127.0.0.1", ports.console, "console"),
             (socket.SOCK_STREAM, "127.0.0.1", ports.daemon, "daemon"),
-            (socket.SOCK_STREAM, "127.0.0.1", ports.ari, "ARI"),
-            (socket.SOCK_STREAM, "127.0.0.1", ports.ami, "AMI"),
         ]
+        if self._pid("asterisk") is None:
+            wanted += [
+                (socket.SOCK_DGRAM, sip, ports.sip, "SIP"),
+                (socket.SOCK_STREAM, sip, ports.sip, "SIP over TCP"),
+                (socket.SOCK_STREAM, "127.0.0.1", ports.ari, "ARI"),
+                (socket.SOCK_STREAM, "127.0.0.1", ports.ami, "AMI"),
+            ]
         for kind, address, port, name in wanted:
             with socket.socket(socket.AF_INET, kind) as probe:
                 if kind == socket.SOCK_STREAM:
@@ -278,9 +312,19 @@ class Stack:
         return subprocess.run([program, command], env=self._environment, check=False, umask=0o077).returncode
 
     def supervisor_conf(self) -> str:
-        """supervisor's configuration. It has no control socket: a signal ends it, and nothing else is asked of it."""
-        state = self.settings.state
+        """supervisor's configuration. Its control socket serves httpok only, which restarts a daemon or web that hangs; for
+        everything else a signal ends it."""
+        state, password = self.settings.state, secrets.token_hex(16)
         text = f"""; Written by tools/stack.py.
+[unix_http_server]
+file = {self._run}/ctl
+chmod = 0700
+username = httpok
+password = {password}
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
 [supervisord]
 pidfile = {self._run}/supervisord.pid
 logfile = {state}/log/supervisord.log
@@ -317,6 +361,17 @@ stdout_logfile = {state}/log/{name}.log
 stdout_logfile_maxbytes = 20MB
 stdout_logfile_backups = 3
 """
+        for name, port in (("daemon", self.ports.daemon), ("web", self.ports.console)):
+            httpok = [sys.executable, "-m", "tools.alive", "-p", name, "-E", "-t", str(_HANGS_S)]
+            text += f"""
+[eventlistener:{name}-alive]
+command = {shlex.join([*httpok, f"http://127.0.0.1:{port}/healthz"])}
+directory = {ROOT}
+environment = SUPERVISOR_USERNAME="httpok",SUPERVISOR_PASSWORD="{password}"
+events = TICK_5
+stderr_logfile = {state}/log/{name}-alive.log
+stderr_logfile_maxbytes = 1MB
+"""
         if self._owner is not None:
             text += f"""
 [program:owner]
@@ -348,7 +403,7 @@ def _status(stack: Stack, as_json: bool) -> int:
     except ProfileError as error:
         state = {"status": "unknown", "components": {}, "detail": str(error)}
     if stack.unsupervised():
-        detail = "the supervisor was killed: what ends now is not started again; `make down`, then `make up`"
+        detail = "unsupervised: the supervisor was killed, and what ends now is not started again; `make up` takes over"
         state = {**state, "status": "degraded", "detail": detail}
     if as_json:
         rows = [{"name": one.name, "pid": one.pid, "since": one.since and one.since.isoformat()} for one in programs]
@@ -368,18 +423,22 @@ def _status(stack: Stack, as_json: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("up", "down", "status"))
+    parser.add_argument("action", choices=("up", "down", "status", "drain"))
     parser.add_argument("--drain", type=float, default=10.0, help="seconds that running calls get to end")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a drain is taken back
     try:
         stack = Stack(settings())
         if arguments.action == "status":
             return _status(stack, arguments.json)
-        if arguments.action == "down":
+        if arguments.action in ("down", "drain"):
             if channels := stack.channels():
-                print(f"stack: {channels} channels in use; waiting up to {arguments.drain:g} s", file=sys.stderr)
-            stack.down(arguments.drain)
+                print(
+                    f"stack: {channels} channels in use; new calls are refused; waiting up to {arguments.drain:g} s",
+                    file=sys.stderr,
+                )
+            (stack.down if arguments.action == "down" else stack.drain)(arguments.drain)
             return 0
         stack.up()
         sip = f"{stack.profile.network.sip_address}:{stack.ports.sip}"

@@ -1,10 +1,13 @@
 """start.py NAME COMMAND…: write NAME's pid file, then become COMMAND. supervisor starts every program through this.
 
 Before Asterisk, a BOOT record goes into the journal: whatever call is open in it did not survive. Written here, it cannot
-come after a call that the new Asterisk has already taken. Standard library only: a restart must be quick.
+come after a call that the new Asterisk has already taken. An Asterisk that outlived its supervisor is waited for: it goes on
+with its calls, and this process stands for it. While the stack is drained, none is started. Standard library only: a restart
+must be quick.
 """
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -12,10 +15,17 @@ import sys
 import time
 from pathlib import Path
 
+from callrouter.asterisk.process import AsteriskProcess
+
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
 _DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
 _TOO_SOON_S = 2.0
+<<<<<<< HEAD
 _WRITE_S = 1.0  # for the BOOT record
+=======
+_STOP_S = 6.0  # less than the supervisor gives us
+_STAYS_DOWN = 78  # the exit code that the supervisor does not restart
+>>>>>>> b73ea0c (make down refuses new calls with 503 and lets those inside reach a human; make up takes over what outlived its supervisor; a program that hangs is restarted)
 
 
 def boot_record(now: float) -> str:
@@ -37,6 +47,7 @@ def append_boot(journal: Path, now: float) -> None:
         os.fsync(file.fileno())
 
 
+<<<<<<< HEAD
 def _tell_boot(state: Path, now: float) -> None:
     """In the journal, else in the emergency record: a full or stalled disk must not keep Asterisk from starting."""
     child = os.fork()
@@ -57,9 +68,40 @@ def _tell_boot(state: Path, now: float) -> None:
         with contextlib.suppress(OSError):
             (state / "emergency").mkdir(mode=0o700, exist_ok=True)
             append_boot(state / "emergency" / "cel.csv", now)
+=======
+def wait_for_predecessor(state: Path) -> None:
+    """Return when no Asterisk of this stack runs any more. SIGTERM to us ends it, and us."""
+    predecessor = AsteriskProcess.find(state)
+    if predecessor is None:
+        return
+
+    def stop(number: int, frame: object) -> None:
+        predecessor.end(_STOP_S)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    predecessor.wait()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def draining(state: Path) -> bool:
+    """Does `make down` let the calls end? Then it holds this lock."""
+    try:
+        with (state / "run" / "drain.lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+>>>>>>> b73ea0c (make down refuses new calls with 503 and lets those inside reach a human; make up takes over what outlived its supervisor; a program that hangs is restarted)
 
 
 def main(state: Path, name: str, command: list[str]) -> None:
+    if name == "asterisk":
+        wait_for_predecessor(state)
+        if draining(state):
+            sys.exit(_STAYS_DOWN)
     pid_file = state / "run" / f"{name}.pid"
     with contextlib.suppress(OSError):
         if time.time() - pid_file.stat().st_mtime < _TOO_SOON_S:  # it ended at once: a fault, no reason for a busy loop

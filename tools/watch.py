@@ -11,10 +11,11 @@ import sys
 
 
 def main(owner: int) -> None:
-    supervisor = os.getppid()
+    supervisor = os.pidfd_open(os.getppid())
     with contextlib.suppress(ProcessLookupError):
         select.select([os.pidfd_open(owner)], [], [])
-    os.kill(supervisor, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(supervisor, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import random
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import structlog
@@ -122,7 +122,7 @@ class Ari:
     ) -> None:
         self._url, self._application = url.replace("http", "ws", 1) + "/ari/events", application
         # Not `api_key` in the address, which stands in error messages.
-        self._login = {"Authorization": f"Basic {b64encode(f'callrouter:{secret}'.encode()).decode()}"}
+        self._login = _login(secret)
         self._on_call, self._on_arrival = on_call, on_arrival
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -296,3 +296,31 @@ class Ari:
                 answer.set_exception(AriUnreachable("connection lost"))
         for channel_id in list(self._calls):
             self._leave(channel_id)
+
+
+class Channel(NamedTuple):
+    """A channel of the running Asterisk. `app`: the application it is in; of a leg that a queue dialled: AppQueue."""
+
+    name: str
+    up: bool
+    app: str
+
+
+async def channels(url: str, secret: str) -> list[Channel]:
+    """All channels now, over a connection of its own. Raises AriError."""
+    limit = aiohttp.ClientTimeout(total=_REQUEST_S)
+    try:
+        async with (
+            aiohttp.ClientSession(headers=_login(secret), timeout=limit) as session,
+            session.get(f"{url}/ari/channels") as answer,
+        ):
+            if answer.status != 200:
+                raise AriError(answer.status, "GET channels")
+            found = await answer.json()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise AriUnreachable(f"GET channels: {type(error).__name__}") from None
+    return [Channel(one["name"], one["state"] == "Up", one["dialplan"]["app_name"]) for one in found]
+
+
+def _login(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(f'callrouter:{secret}'.encode()).decode()}"}

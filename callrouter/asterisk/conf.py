@@ -126,7 +126,7 @@ def reload(settings: Settings) -> bool:
     return all(cli(settings, f"module reload {module}") is not None for module in ("res_pjsip.so", "app_queue.so"))
 
 
-def cli(settings: Settings, command: str) -> str | None:
+def cli(settings: Settings, command: str, seconds: float = _ANSWER_S) -> str | None:
     """What Asterisk's own console answers, over its local control socket; None when none runs here, or it is wedged."""
     if not (settings.state / "run" / "asterisk.ctl").exists():
         return None
@@ -135,7 +135,7 @@ def cli(settings: Settings, command: str) -> str | None:
             [settings.asterisk_binary, "-C", settings.state / "etc" / "asterisk.conf", "-rx", command],
             capture_output=True,
             text=True,
-            timeout=_ANSWER_S,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:

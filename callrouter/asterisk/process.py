@@ -55,9 +55,21 @@ class AsteriskProcess:
 
     @property
     def ended(self) -> bool:
+        return self.wait(0)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Has it ended, within that time?"""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+    def end(self, seconds: float) -> None:
+        """SIGTERM, and SIGKILL if it does not end in time."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+        if not self.wait(seconds):
+            self.kill()
+            self.wait()
 
     def read(self) -> Reading:
         """What its threads do now."""

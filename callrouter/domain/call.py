@@ -356,6 +356,10 @@ def _cut(call: Call) -> Call:
     return call._replace(**changes, ended_at=call.seen_at, ended_by="system", outcome="lost", cut=True, notes=notes)
 
 
+def _refused(call: Call, event: Event) -> _Changes:
+    return {"notes": _noted(call, event.at, "refused with 503: the centre was being stopped")}
+
+
 # --- events on others' channels ---------------------------------------------------------------------------------------
 
 
@@ -394,6 +398,7 @@ _OF_CALLER: Mapping[str, _Handler] = {
     "REQUEUE": _requeue,
     "OUTSIDE": _outside,
     "OUTSIDE_RESULT": _outside_result,
+    "REFUSED": _refused,
     "BRIDGE_ENTER": _enter,
     "BRIDGE_EXIT": _exit,
     "HANGUP": _hangup,
