@@ -1,91 +1,14 @@
 """A wedged Asterisk is ended and started again; a slow one never is. Each test measures what callers had of it."""
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
-from callrouter.phone import Dialog, Phone
+from tests.chaos.steps import component, dump, kills, log_of, seconds_until_answered, stopped, talk
 from tests.support import until
 from tests.support.lab import Lab
 from tools.sipp import OPERATOR_HZ
-
-
-def log_of(lab: Lab, event: str) -> list[dict[str, Any]]:
-    """The daemon's log lines whose event holds that text."""
-    lines = (lab.state / "log" / "daemon.log").read_text().splitlines()
-    return [found for line in lines if line.startswith("{") and event in (found := json.loads(line))["event"]]
-
-
-def kills(lab: Lab) -> int:
-    return len(log_of(lab, "was wedged: killed"))
-
-
-def dump(lab: Lab) -> tuple[int, str]:
-    """Mode and text of what the last kill left behind."""
-    path = Path(log_of(lab, "was wedged: killed")[-1]["dump"])
-    return path.stat().st_mode & 0o777, path.read_text()
-
-
-async def component(lab: Lab, name: str, *, ok: bool, seconds: float = 3.5) -> dict[str, Any]:
-    """That line of the console's /readyz, once it says so: the contract's 3 s, and the question itself."""
-    began = time.monotonic()
-    while True:
-        ready: Any = await asyncio.to_thread(lab.stack.ready)
-        told: dict[str, Any] = ready["components"].get(name, {"ok": True, "detail": "not named"})
-        if told["ok"] is ok:
-            break
-        assert time.monotonic() - began < seconds, f"/readyz does not tell that {name} is {'well' if ok else 'not well'}: {ready}"
-        await asyncio.sleep(0.05)
-    assert ok or ready["status"] != "ready"
-    print(f"/readyz: {name}: {told['detail']!r} after {time.monotonic() - began:.1f} s")
-    return told
-
-
-@asynccontextmanager
-async def stopped(pid: int) -> AsyncIterator[None]:
-    """SIGSTOP, and SIGCONT whatever happens; the process may have been ended meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-async def seconds_until_answered(lab: Lab, since: float, limit_s: float) -> float:
-    """A new caller every second until one is answered; the others give up."""
-    callers: list[Dialog] = []
-    try:
-        while time.monotonic() - since < limit_s:
-            callers.append(await lab.caller())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await callers[-1].answered.wait()
-                    break
-        answered_at = callers[-1].answered_at
-        assert answered_at is not None, f"no INVITE was answered within {limit_s} s"
-        return answered_at - since
-    finally:
-        await asyncio.gather(*(caller.phone.close() for caller in callers))
-
-
-async def talk(lab: Lab) -> tuple[Dialog, Phone]:
-    """A caller and an operator who hear each other."""
-    operator = await lab.operator("medical")
-    caller = await lab.answered_caller()
-    await until(lambda: caller.media.heard.packets > 25, "the greeting is heard")
-    caller.media.press("1")
-    await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ), "the caller hears the operator")
-    recording = await until(lambda: max(lab.state.glob("recordings/*/*/*/*.wav"), default=None), "the talk is recorded")
-    await until(lambda: recording.stat().st_size > 44, "its first seconds are on disk")
-    return caller, operator
 
 
 async def test_a_killed_asterisk_answers_again_within_5_s(lab: Lab) -> None:
