@@ -20,12 +20,9 @@ from callrouter.asterisk.process import AsteriskProcess
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
 _DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
 _TOO_SOON_S = 2.0
-<<<<<<< HEAD
 _WRITE_S = 1.0  # for the BOOT record
-=======
 _STOP_S = 6.0  # less than the supervisor gives us
 _STAYS_DOWN = 78  # the exit code that the supervisor does not restart
->>>>>>> b73ea0c (make down refuses new calls with 503 and lets those inside reach a human; make up takes over what outlived its supervisor; a program that hangs is restarted)
 
 
 def boot_record(now: float) -> str:
@@ -47,7 +44,6 @@ def append_boot(journal: Path, now: float) -> None:
         os.fsync(file.fileno())
 
 
-<<<<<<< HEAD
 def _tell_boot(state: Path, now: float) -> None:
     """In the journal, else in the emergency record: a full or stalled disk must not keep Asterisk from starting."""
     child = os.fork()
@@ -68,7 +64,8 @@ def _tell_boot(state: Path, now: float) -> None:
         with contextlib.suppress(OSError):
             (state / "emergency").mkdir(mode=0o700, exist_ok=True)
             append_boot(state / "emergency" / "cel.csv", now)
-=======
+
+
 def wait_for_predecessor(state: Path) -> None:
     """Return when no Asterisk of this stack runs any more. SIGTERM to us ends it, and us."""
     predecessor = AsteriskProcess.find(state)
@@ -94,7 +91,6 @@ def draining(state: Path) -> bool:
     except OSError:
         return False
     return False
->>>>>>> b73ea0c (make down refuses new calls with 503 and lets those inside reach a human; make up takes over what outlived its supervisor; a program that hangs is restarted)
 
 
 def main(state: Path, name: str, command: list[str]) -> None:
