@@ -143,7 +143,7 @@ class Stack:
 
     def ready(self) -> dict[str, object]:
         """What `/readyz` of the web process says, or of the daemon while web is away."""
-        nobody = {"status": "down", "components": {}}
+        nobody: dict[str, object] = {"status": "down", "components": {}}
         return self._ask_ready(self.ports.console) or self._ask_ready(self.ports.daemon) or nobody
 
     def _ask_ready(self, port: int) -> dict[str, object] | None:
