@@ -227,10 +227,10 @@ def _answer(call: Call, event: Event) -> _Changes:
 def _call(call: Call, event: Event) -> _Changes:
     recording, sip_call_id, trunk, presentation = _fields(event, 4)
     return {
-        "recording": _text(recording, _PATH_MAX),
-        "sip_call_id": _text(unquote(sip_call_id)),
+        "recording": _text(recording, _PATH_MAX) or call.recording,
+        "sip_call_id": _text(unquote(sip_call_id)) or call.sip_call_id,
         "trunk": _text(trunk) or call.trunk,
-        "presentation": _text(presentation),
+        "presentation": _text(presentation) or call.presentation,
     }
 
 

@@ -169,17 +169,20 @@ class Emergency:
 
     def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
         kept = self._keep(call_id)
-        if self._known(call_id):
+        if self._known(call_id):  # by a daemon before this one: who calls is told already
             kept.ahead["CHAN_START"] = 1
+            self._add(call_id, at, "CHAN_START", channel)
+            return
         invite = self._invite(sip_call_id) if sip_call_id else None
         day = datetime.fromtimestamp(at, UTC)
         presentation = "prohib" if invite and invite.privacy.strip().lower() not in ("", "none") else ""
         texts = (quote(sip_call_id), channel.partition("/trunk-")[2].rpartition("-")[0], presentation)
-        headers = (quote(invite.identity), quote(invite.sender)) if invite else ("", "")
         file = self._recordings / f"{day:%Y/%m/%d}" / f"{call_id}.wav"
         self._add(call_id, at, "CHAN_START", channel, number=number, name=name)
         self._add(call_id, at, "ANSWER", channel)
-        self._add(call_id, at, "CALL", channel, extra="|".join((str(file), *texts, *headers)))
+        self._add(call_id, at, "CALL", channel, extra="|".join((str(file), *texts)))
+        if invite is not None:
+            self._add(call_id, at, "IDENTITY", channel, extra=f"{quote(invite.identity)}|{quote(invite.sender)}")
 
     def _keep(self, call_id: str) -> _Kept:
         if call_id not in self._calls:

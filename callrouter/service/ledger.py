@@ -194,10 +194,9 @@ class Ledger:
         self._seen[call_id] = None
         if len(self._seen) > _SEEN_KEPT:
             del self._seen[next(iter(self._seen))]
-        if self._expected.pop(call_id, None) is None:
-            return
+        came = self._expected.pop(call_id, None)
         # The journal is written again: those who came before and are still unknown were lost to it.
-        for lost in self._missing():
+        for lost in [lost for lost in self._missing() if came is None or self._expected[lost] < came]:
             del self._expected[lost]
             self.unjournaled += 1
             _log.error("call without journal: its ticket is made of the emergency record", call_id=lost)
