@@ -22,7 +22,7 @@ demo: setup  ## the main job, live: callers ring 112, operators answer, tickets 
 up: setup  ## start the stack in the background; returns when it is ready
 	@.venv/bin/python -m tools.stack up
 
-down: $(VENV)  ## let calls end for DRAIN=10 seconds, then stop the stack
+down: $(VENV)  ## refuse new calls, let those inside end for DRAIN=10 seconds, then stop the stack
 	@.venv/bin/python -m tools.stack down --drain $(DRAIN)
 
 status: $(VENV)  ## what runs, since when, and whether it is ready

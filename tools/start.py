@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-from callrouter.asterisk.process import AsteriskProcess
-
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
 _DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
 _TOO_SOON_S = 2.0
@@ -68,6 +66,8 @@ def _tell_boot(state: Path, now: float) -> None:
 
 def wait_for_predecessor(state: Path) -> None:
     """Return when no Asterisk of this stack runs any more. SIGTERM to us ends it, and us."""
+    from callrouter.asterisk.process import AsteriskProcess
+
     predecessor = AsteriskProcess.find(state)
     if predecessor is None:
         return
