@@ -5,7 +5,7 @@ AMI and metrics come up beside it and catch up. Any of them may be away for hour
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
     ari, ami ──▶ emergency (what the journal does not tell in time) ──▶ ledger
-    ami ──▶ gauges                 hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
+    ami ──▶ gauges, standing       hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
     reconciliation: every witness compared, each night
 """
 
@@ -39,6 +39,7 @@ from callrouter.service.reconciliation import Reconciliation
 from callrouter.service.refusals import Refusals
 from callrouter.service.setup import city
 from callrouter.service.siptrace import SipTrace
+from callrouter.service.standing import Standing
 from callrouter.service.upkeep import Upkeep
 from callrouter.service.watchdog import Watchdog
 from callrouter.store import schema
@@ -74,12 +75,14 @@ class Daemon:
             emergency=emergency,
             on_read=self.emergency.journaled,
         )
-        self.intake = Intake(flow(profile), state / "prompts", self.gauges.routed, self.emergency.decided)
+        self.standing = Standing(profile, lambda action: self.ami.do(action), self.gauges.registry)
+        told = self.gauges.routed, self.emergency.decided, self.standing.arrived
+        self.intake = Intake(flow(profile), state / "prompts", *told)
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self._serve, self._arrived)
         self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self._event, self._resync)
         self.refusals = Refusals(self.database)
-        told = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
-        self.hep = HepListener("127.0.0.1", ports.hep, server, *told)
+        heard = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
+        self.hep = HepListener("127.0.0.1", ports.hep, server, *heard)
         self.reconciliation = Reconciliation(self.database, state, profile, secret(state, "test_call"))
         self.upkeep = Upkeep(self.database, state, NODE)
         self.disk = Disk(state)
@@ -99,6 +102,7 @@ class Daemon:
                 for part in (
                     self.ledger,
                     self.ami,
+                    self.standing,
                     self.emergency,
                     self.hep,
                     self.trace,
@@ -147,9 +151,12 @@ class Daemon:
     def _event(self, event: Mapping[str, str]) -> None:
         self.gauges.event(event)
         self.emergency.event(event)
+        self.standing.event(event)
 
     async def _resync(self) -> None:
-        self.gauges.members(await self.ami.list({"Action": "QueueStatus"}))
+        snapshot = await self.ami.list({"Action": "QueueStatus"})
+        self.gauges.members(snapshot)
+        self.standing.waiting(snapshot)
 
 
 def main(settings: Settings, profile: Profile) -> int:

@@ -67,6 +67,7 @@ class Call:
         self.created: str = channel["creationtime"]
         self.channel = channel  # as ARI described it when it came
         self.language: str = channel.get("language") or ""
+        self.number: str = (channel.get("caller") or {}).get("number") or ""  # as the network sent it
         self.found = found  # was inside already when we connected
         self._ari, self._plays = ari, itertools.count()
         self._keys: asyncio.Queue[str] = asyncio.Queue()

@@ -240,14 +240,17 @@ def _identity(call: Call, event: Event) -> _Changes:
 
 
 def _class(call: Call, event: Event) -> _Changes:
-    code, language, how = (_text(field) for field in _fields(event, 3))
+    code, language, how, standing = (_text(field) for field in _fields(event, 4))
     if code in ("", UNCLASSIFIED) and call.class_ != UNCLASSIFIED:
         return {}  # a class that was found is never lost again
+    if standing == "repeated":
+        call = call._replace(notes=_noted(call, event.at, "this number rings again and again: queued behind first-time callers"))
     changes: _Changes = {
         "class_": code or UNCLASSIFIED,
         "how": how,
         "language": language or call.language,
         "classified_at": event.at,
+        "notes": call.notes,
     }
     if changes["class_"] == UNCLASSIFIED:
         changes["notes"] = _noted(call, event.at, _WHY.get(how, how or "no class given"))

@@ -160,6 +160,13 @@ class Limits(_Part):
     )
 
 
+class Repeats(_Part):
+    """Numbers that ring again and again, so that nobody else gets through (TDoS). They wait behind all others; none is refused."""
+
+    calls: int = Field(3, ge=1, le=100, description="A number with more calls than this within `within_s` waits behind all others.")
+    within_s: WholeSeconds = Field(60, description="Seconds in which these calls are counted.")
+
+
 class Operators(_Part):
     """The operators' phones."""
 
@@ -370,6 +377,7 @@ class Profile(_Part):
     )
     city: City
     limits: Limits = Limits()
+    repeats: Repeats = Repeats()
     operators: Operators = Operators()
     outside: Outside = Outside()
     prompts: dict[Language, dict[str, Spoken]]

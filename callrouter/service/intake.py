@@ -34,7 +34,8 @@ def flow(profile: Profile) -> Flow:
 class Intake:
     """Serves each call of the application.
 
-    `on_choice(call id, route)` is told each decision, `on_route(how, seconds)` how long handing the call back then took.
+    `on_choice(call id, route)` is told each decision, `on_route(how, seconds)` how long handing the call back then took;
+    `repeated(call id, number)` says at a call's arrival whether it must wait behind first-time callers.
     """
 
     def __init__(
@@ -43,14 +44,17 @@ class Intake:
         prompts: Path,
         on_route: Callable[[str, float], None] = lambda how, seconds: None,
         on_choice: Callable[[str, Route], None] = lambda call_id, route: None,
+        repeated: Callable[[str, str], bool] = lambda call_id, number: False,
     ) -> None:
         self._flow, self._prompts, self._on_route, self._on_choice = flow, prompts, on_route, on_choice
+        self._repeated = repeated
 
     async def serve(self, call: Call) -> None:
         """From the answer to the queue. Raises AriError when the caller hangs up or Asterisk does not answer."""
         # The channel is created by the INVITE and answered within a millisecond; the clock may have jumped since.
         age = (datetime.now(UTC) - datetime.fromisoformat(call.created)).total_seconds()
         answered = time.monotonic() - min(max(age, 0.0), 2.0 if not call.found else 0.0)
+        standing = "|repeated" if self._repeated(call.id, call.number) else ""
         ivr = Ivr(self._flow)
         action = ivr.feed(Found() if call.found else Started(), time.monotonic() - answered)
         playing: str | None = None
@@ -58,7 +62,7 @@ class Intake:
         try:
             while True:
                 if isinstance(action, Route):
-                    await self._hand_back(call, action, playing)
+                    await self._hand_back(call, action, standing, playing)
                     return
                 if isinstance(action, Say):
                     if playing:
@@ -74,9 +78,10 @@ class Intake:
             if error.status in (404, 409):  # hung up, or already back in the dialplan
                 raise
             log.warning("menu step refused: straight to a human", reason=str(error))
-            await self._hand_back(call, Route("unclassified", self._flow.human_queue, ivr.language, "interrupted"), playing)
+            route = Route("unclassified", self._flow.human_queue, ivr.language, "interrupted")
+            await self._hand_back(call, route, standing, playing)
 
-    async def _hand_back(self, call: Call, route: Route, playing: str | None) -> None:
+    async def _hand_back(self, call: Call, route: Route, standing: str, playing: str | None) -> None:
         decided = time.monotonic()
         self._on_choice(call.id, route)
         # `continue` waits for a prompt to end: it is stopped first. A predecessor's cannot be known, only named.
@@ -84,6 +89,6 @@ class Intake:
             await call.hush()
         elif playing:
             await call.stop(playing)
-        await call.set("IVR", f"{route.code}|{route.language}|{route.how}")
+        await call.set("IVR", f"{route.code}|{route.language}|{route.how}{standing}")
         await call.go("classified", route.queue)
         self._on_route(route.how, time.monotonic() - decided)

@@ -388,6 +388,16 @@ def test_a_class_that_was_found_is_never_lost() -> None:
     assert apply(call, later._replace(uniqueid=call.id)).class_ == "medical"
 
 
+@pytest.mark.parametrize("name", ["silence", "answered_caller_ends"])
+def test_a_repeated_numbers_call_is_noted(name: str) -> None:
+    notes = ("this number rings again and again: queued behind first-time callers",)
+    (before,) = folded(CAPTURED[name]).values()
+    told = [e._replace(extra=e.extra[:-2] + '|repeated"}') if e.kind == "CLASS" else e for e in CAPTURED[name]]
+    (call,) = folded(told).values()
+    assert [text for _, text in call.notes] == [*notes, *(text for _, text in before.notes)]
+    assert call._replace(notes=before.notes) == before
+
+
 def test_a_call_whose_first_record_was_lost_is_known_by_the_next() -> None:
     events = CAPTURED["answered_caller_ends"]
     (whole,), (partial,) = folded(events).values(), folded(events[1:]).values()
