@@ -1,6 +1,11 @@
-"""For every test run: told to end (SIGTERM), it ends as by Ctrl-C, so that nothing that it started stays behind."""
+"""For every test run: told to end (SIGTERM), it ends as by Ctrl-C, so that nothing that it started stays behind; and what the
+tests of every directory may ask for."""
 
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -11,3 +16,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
+
+
+@pytest.fixture(scope="session")
+def short_directory() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="cr"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,6 @@
 """A real stack for the tests of this directory; see tests/support/lab.py."""
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,29 +8,15 @@ import pytest
 
 from callrouter.phone import Phone, answers
 from callrouter.phone.audio import tone
-from tests.support.lab import LINE_HZ, Lab, make_stack, outside, quicker, start
+from tests.support.lab import LINE_HZ, Lab, make_stack, outside, running_stack, start
 from tests.support.ports import leased_offset
-
-
-@pytest.fixture(scope="session")
-def short_directory() -> Iterator[Path]:
-    """A directory whose path is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="cr"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def running(short_directory: Path) -> Iterator[Lab]:
     """The stack that most tests share."""
-    directory = short_directory / "shared"
-    directory.mkdir()
-    with leased_offset() as offset:
-        stack = make_stack(directory, offset, quicker)
-        try:
-            yield asyncio.run(start(stack))
-        finally:
-            stack.down(0)
+    with running_stack(short_directory / "shared") as lab:
+        yield lab
 
 
 @pytest.fixture

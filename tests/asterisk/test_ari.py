@@ -18,8 +18,7 @@ from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriUnrea
 from callrouter.phone import Phone
 from callrouter.service.intake import Intake, flow
 from tests.support import until
-from tests.support.lab import Lab, make_stack, quicker, start
-from tests.support.ports import leased_offset
+from tests.support.lab import Lab, running_stack
 from tests.support.proxy import Proxy
 
 APPLICATION = "applications/callrouter"  # its address in ARI
@@ -28,18 +27,10 @@ APPLICATION = "applications/callrouter"  # its address in ARI
 @pytest.fixture(scope="module")
 def without_daemon(short_directory: Path) -> Iterator[Lab]:
     """A stack whose daemon is away for good: its place, and its lock, are taken by the adapters of the tests."""
-    directory = short_directory / "ari"
-    directory.mkdir()
-    with leased_offset() as offset:
-        stack = make_stack(directory, offset, quicker)
-        try:
-            running = asyncio.run(start(stack))
-            with (running.state / "run" / "daemon.lock").open("a") as lock:
-                os.kill(running.pid("daemon"), signal.SIGKILL)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield running
-        finally:
-            stack.down(0)
+    with running_stack(short_directory / "ari") as running, (running.state / "run" / "daemon.lock").open("a") as lock:
+        os.kill(running.pid("daemon"), signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield running
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.store.conftest import postgresql
 from tests.support import until
-from tests.support.lab import Lab, make_stack, quicker, start
+from tests.support.lab import Lab, make_stack, quicker, running_stack, start
 from tests.support.ports import leased_offset
 from tests.support.proxy import Proxy
 
@@ -42,19 +42,13 @@ CALLROUTER = Path(sys.executable).parent / "callrouter"
 @pytest.fixture(scope="module")
 def own(short_directory: Path) -> Iterator[Lab]:
     """A stack whose processes may be killed."""
-    directory = short_directory / "daemon"
-    directory.mkdir()
-    with leased_offset() as offset:
-        stack = make_stack(directory, offset, quicker)
-        try:
-            yield asyncio.run(start(stack))
-        finally:
-            stack.down(0)
+    with running_stack(short_directory / "daemon") as lab:
+        yield lab
 
 
 @pytest.fixture
 async def lab(own: Lab) -> AsyncIterator[Lab]:
-    await until(lambda: own.stack.ready()["status"] == "ready", "the stack is ready", 15)
+    await own.ready()
     yield own
     await own.hang_up_all()
 
@@ -101,17 +95,6 @@ async def callrouter(command: str, variables: dict[str, str]) -> "subprocess.Com
         return subprocess.run([CALLROUTER, command], env=variables, capture_output=True, text=True, timeout=20, check=False)
 
     return await asyncio.to_thread(run)
-
-
-@contextlib.contextmanager
-def nobody_restarts(lab: Lab) -> Iterator[None]:
-    """What is killed stays away meanwhile."""
-    supervisor = lab.pid("supervisord")
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
 
 
 async def test_a_second_daemon_ends_with_its_sentence(lab: Lab) -> None:
@@ -168,7 +151,7 @@ async def test_a_killed_daemon_is_back_in_three_seconds(lab: Lab) -> None:
 
 async def test_asterisk_away_and_back(lab: Lab) -> None:
     ports = lab.stack.ports
-    with nobody_restarts(lab):
+    with lab.nobody_restarts():
         os.kill(lab.pid("asterisk"), signal.SIGKILL)
         for port in (ports.console, ports.daemon):
             await until(lambda port=port: readyz(port)["status"] == "down", "it is told", CONTRACT_S)  # type: ignore[misc]
@@ -181,7 +164,7 @@ async def test_asterisk_away_and_back(lab: Lab) -> None:
 
 async def test_the_daemon_away_and_back(lab: Lab) -> None:
     ports = lab.stack.ports
-    with nobody_restarts(lab):
+    with lab.nobody_restarts():
         os.kill(lab.pid("daemon"), signal.SIGKILL)
         await until(lambda: readyz(ports.console)["status"] == "degraded", "it is told", CONTRACT_S)
         body = readyz(ports.console)
@@ -194,7 +177,7 @@ async def test_the_daemon_away_and_back(lab: Lab) -> None:
 
 async def test_the_web_away_and_back(lab: Lab) -> None:
     ports = lab.stack.ports
-    with nobody_restarts(lab):
+    with lab.nobody_restarts():
         os.kill(lab.pid("web"), signal.SIGKILL)
         await until(lambda: readyz(ports.console)["status"] == "away", "it is away", CONTRACT_S)
         assert readyz(ports.daemon)["status"] == "ready", "calls do not depend on it"

@@ -1,30 +1,18 @@
 """A stack of its own for each module that breaks its parts; see tests/support/lab.py."""
 
-import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab, make_stack, quicker, start
-from tests.support.ports import leased_offset
+from tests.support.lab import Lab, running_stack
 
 
 @pytest.fixture(scope="module")
-def broken() -> Iterator[Lab]:
+def broken(short_directory: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The stack whose parts the module's tests stop and kill."""
-    directory = Path(tempfile.mkdtemp(prefix="cr"))
-    try:
-        with leased_offset() as offset:
-            stack = make_stack(directory, offset, quicker)
-            try:
-                yield asyncio.run(start(stack))
-            finally:
-                stack.down(0)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with running_stack(short_directory / request.module.__name__.rpartition(".")[2]) as lab:
+        yield lab
 
 
 @pytest.fixture

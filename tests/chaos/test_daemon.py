@@ -5,8 +5,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -30,17 +30,6 @@ async def crowd_of(lab: Lab, **operators: int) -> AsyncIterator[Crowd]:
         yield crowd
     finally:
         await crowd.close()
-
-
-@contextmanager
-def without_supervisor(lab: Lab) -> Iterator[None]:
-    """What dies in here stays dead until the end."""
-    supervisor = lab.pid("supervisord")
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
 
 
 def right(citizen: Citizen, ticket: dict[str, Any]) -> None:
@@ -92,7 +81,7 @@ async def test_killed_under_60_calls_and_dead_for_5_seconds(lab: Lab) -> None:
 
     async def kill() -> None:
         nonlocal died, back
-        with without_supervisor(lab):
+        with lab.nobody_restarts():
             died = time.monotonic()
             os.kill(lab.pid("daemon"), signal.SIGKILL)
             await asyncio.sleep(5)  # how long it is dead

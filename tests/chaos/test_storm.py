@@ -1,12 +1,7 @@
 """Two minutes of storm with a fixed seed. `make chaos MINUTES=30 SEED=…` is the long one."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-
-import pytest
 
 from tests.chaos.crowd import PHASES
 from tests.chaos.faults import FAULTS, schedule
@@ -14,13 +9,6 @@ from tests.chaos.storm import storm
 from tests.support.ports import leased_offset
 
 SEED = 112
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="cr"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_the_seed_fixes_the_schedule_and_ten_minutes_hold_every_fault_in_every_phase() -> None:
@@ -32,9 +20,9 @@ def test_the_seed_fixes_the_schedule_and_ten_minutes_hold_every_fault_in_every_p
     assert max(after - before for before, after in pairwise(instants)) < 10
 
 
-async def test_two_minutes_of_storm_lose_no_call(directory: Path) -> None:
+async def test_two_minutes_of_storm_lose_no_call(short_directory: Path) -> None:
     with leased_offset() as offset:
-        verdict = await storm(directory, offset, SEED, 120)
+        verdict = await storm(short_directory / "storm", offset, SEED, 120)
     assert verdict.wrong == []
     assert verdict.callers > 80
     assert sum(any(phases.values()) for phases in verdict.faults.values()) > 8

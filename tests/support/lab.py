@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,16 @@ class Lab:
         program = str(Path(sys.executable).parent / "callrouter")
         return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
 
+    @contextmanager
+    def nobody_restarts(self) -> Iterator[None]:
+        """What is killed stays away meanwhile."""
+        supervisor = self.pid("supervisord")
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+
     def pid(self, program: str) -> int:
         return int((self.state / "run" / f"{program}.pid").read_text())
 
@@ -229,6 +240,17 @@ async def start(stack: Stack) -> Lab:
     finally:
         await database.dispose()
     return lab
+
+
+@contextmanager
+def running_stack(directory: Path, change: Callable[[str], str] = quicker) -> Iterator[Lab]:
+    """A stack for the tests of a module or a session, in a new directory; stopped at the end."""
+    with leased_offset() as offset:
+        stack = make_stack(directory, offset, change)
+        try:
+            yield asyncio.run(start(stack))
+        finally:
+            stack.down(0)
 
 
 @asynccontextmanager
