@@ -335,6 +335,10 @@ async def test_only_the_listed_events_come_through(lab: Lab, connect: Connect, w
     await line.ami.do({"Action": "Events", "EventMask": "on"})
     await caller.hang_up()
     await until(lambda: any(one["Event"] == "AgentComplete" for one in line.events), "the end is heard of")
+    if who == "daemon":
+        await until(lambda: any(one["Event"] == "Hangup" for one in line.events), "the end of the caller's channel is heard of")
     names = {one["Event"] for one in line.events}
-    assert names <= LISTED
+    assert names <= LISTED | ({"Hangup"} if who == "daemon" else set())
+    # Of the ends of channels, the callers' alone: the operator's has ended as well.
+    assert all(one["Channel"].startswith("PJSIP/trunk-") for one in line.events if one["Event"] == "Hangup")
     assert {"QueueMemberStatus", "QueueCallerJoin", "QueueCallerLeave", "AgentConnect"} <= names

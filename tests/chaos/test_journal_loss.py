@@ -62,7 +62,8 @@ class Disk:
         held = b""
         deadline = time.monotonic() + 5
         while not held.endswith(b"\n") and time.monotonic() < deadline:
-            held += os.read(reader, 65536)
+            with contextlib.suppress(BlockingIOError):  # it has opened, and not written yet
+                held += os.read(reader, 65536)
             time.sleep(0.001)
         os.close(reader)
         fifo.unlink()
