@@ -10,7 +10,7 @@ ifdef ASTERISK
 export ASTERISK
 endif
 
-.PHONY: help demo up down status test chaos lint docs setup
+.PHONY: help demo up down status test chaos baseline lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,9 @@ test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp
 
 chaos: setup  ## random faults under calls for MINUTES=2, SEED=112; every caller's record is held against the tickets
 	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED)
+
+baseline: setup  ## count the hot path anew (calls, memory); tests/unit/test_hot_path.py fails when it grows by a tenth
+	@.venv/bin/python -m tools.baseline
 
 lint: $(VENV)  ## ruff (format and lint), mypy --strict
 	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q . && .venv/bin/mypy
