@@ -100,7 +100,7 @@ def main() -> int:
             f"112 {stack.profile.city.name}: {len(callers)} callers, {len(operators)} operators, SIP port {stack.ports.sip}"
         )
         fates = _play(console, sipp, callers, stack, token)
-        good = _report(console, callers, fates, stack, token)
+        good = _report(console, callers, fates, stack, token) & _reconciled(console, stack)
         if not good:
             console.print(sipp.errors())
         if keep:
@@ -242,6 +242,16 @@ def _report(console: Console, callers: list[Cast], fates: dict[str, bool], stack
     )
     console.print(said)
     return good
+
+
+def _reconciled(console: Console, stack: Stack) -> bool:
+    """Do the SIP trace, Asterisk's own records, the journal, the recordings and the tickets tell of the same calls?"""
+    done = stack.callrouter("report", "reconcile", capture=True)
+    if done.returncode != 0:
+        console.print(done.stdout + done.stderr, markup=False)
+    else:
+        console.print("SIP trace, call records, journal, recordings and tickets add up (callrouter report reconcile).")
+    return done.returncode == 0
 
 
 def _tickets(stack: Stack, token: str) -> list[dict[str, Any]]:

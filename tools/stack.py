@@ -156,9 +156,9 @@ class Stack:
         return None
 
     def _prepare(self) -> None:
-        if self._callrouter("migrate") != 0:
+        if self.callrouter("migrate").returncode != 0:
             print("stack: the database does not answer; calls are taken all the same, tickets follow", file=sys.stderr)
-        if self._callrouter("render") != 0:
+        if self.callrouter("render").returncode != 0:
             raise StackError("the configuration cannot be written (see above)")
 
     def _start(self) -> None:
@@ -307,9 +307,12 @@ class Stack:
                         "or set CALLROUTER_PORT_OFFSET to another number"
                     ) from None
 
-    def _callrouter(self, command: str) -> int:
+    def callrouter(self, *arguments: str, capture: bool = False) -> "subprocess.CompletedProcess[str]":
+        """The command line, for this stack; its output is kept with `capture`, else shown."""
         program = Path(sys.executable).parent / "callrouter"
-        return subprocess.run([program, command], env=self._environment, check=False, umask=0o077).returncode
+        return subprocess.run(
+            [program, *arguments], env=self._environment, check=False, umask=0o077, text=True, capture_output=capture
+        )
 
     def supervisor_conf(self) -> str:
         """supervisor's configuration. Its control socket serves httpok only, which restarts a daemon or web that hangs; for

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -161,16 +160,7 @@ class Lab:
 
     def callrouter(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The command line, for this stack."""
-        here = self.stack.settings
-        environment = {
-            **os.environ,
-            "CALLROUTER_STATE": str(here.state),
-            "CALLROUTER_PROFILE": str(here.profile),
-            "CALLROUTER_PORT_OFFSET": str(here.port_offset),
-            "CALLROUTER_DATABASE_URL": here.database or "",
-        }
-        program = str(Path(sys.executable).parent / "callrouter")
-        return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return self.stack.callrouter(*arguments, capture=True)
 
     @contextmanager
     def nobody_restarts(self) -> Iterator[None]:
