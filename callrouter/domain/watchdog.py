@@ -14,7 +14,6 @@ from typing import NamedTuple
 FROZEN_S, IDLE_S = 6.0, 7.0
 LONG_S = 60.0  # while it computes, answers ARI, or has not answered at all since it started
 _GAP_S = 2.0  # between two looks: longer, and it was we who stood still; everything seen before is too old
-_ARI_QUIET_S = 2.5
 _BUSY = 0.25  # of one processor
 
 
@@ -49,7 +48,7 @@ class Look(NamedTuple):
 
 class Case(NamedTuple):
     """What has come together against a process. `silent_s`: watched time without answer or talk; `still_s`: that part of it in
-    which ARI was silent too, and no thread computed; `frozen_s`: that part in which nothing ran."""
+    which no thread computed; `frozen_s`: that part in which nothing ran."""
 
     look: Look | None = None
     answered: bool = False  # once, since it started
@@ -59,7 +58,10 @@ class Case(NamedTuple):
 
     @property
     def wedged(self) -> bool:
-        soon = self.frozen_s >= FROZEN_S or self.still_s >= IDLE_S
+        if self.look is None:
+            return False
+        deaf = self.still_s >= IDLE_S and self.look.at - self.look.ari >= IDLE_S
+        soon = deaf or self.frozen_s >= FROZEN_S
         return self.silent_s >= LONG_S or (self.answered and soon)
 
     def after(self, look: Look) -> "Case":
@@ -72,7 +74,7 @@ class Case(NamedTuple):
         alive = answered or look.activity is Activity.WAITING or (look.talk_heard and not frozen)
         if alive or not 0 < step_s <= _GAP_S:
             return Case(look, self.answered or answered)
-        still = frozen or (look.activity is Activity.IDLE and look.at - look.ari > _ARI_QUIET_S)
+        still = frozen or look.activity is Activity.IDLE
         return Case(
             look,
             self.answered,

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,6 +59,53 @@ async def stopped(pid: int) -> AsyncIterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+_TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+for thread in map(int, sys.argv[1:]):
+    if libc.ptrace(0x4206, thread, None, None) or libc.ptrace(0x4207, thread, None, None):  # PTRACE_SEIZE, PTRACE_INTERRUPT
+        sys.exit(f"thread {thread}: errno {ctypes.get_errno()}")
+print("held", flush=True)
+while True:
+    os.waitpid(-1, 0x40000000)  # __WALL: a killed thread is gone only when its tracer was told
+"""
+
+
+@asynccontextmanager
+async def deadlocked(pid: int, *, spare_a_second: int) -> AsyncIterator[None]:
+    """Single threads held as a deadlock would hold them: all of SIP's, and every other one that was switched to less often than
+    that in a second. The first thread and the timer's go on, and all of them at the end."""
+    before = switches(pid)
+    await asyncio.sleep(1)
+    held = [
+        tid
+        for tid, (name, count) in switches(pid).items()
+        if tid != pid and name != "timer" and (name == "SIP" or count - before.get(tid, (name, count))[1] < spare_a_second)
+    ]
+    tracer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _TRACER, *map(str, held), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert tracer.stdout is not None
+    try:
+        assert await tracer.stdout.readline() == b"held\n"
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all its threads are gone
+            tracer.kill()
+        await tracer.wait()
+
+
+def switches(pid: int) -> dict[int, tuple[str, int]]:
+    """Of each thread: its name, and how often it was switched to."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            counts = re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())
+            found[int(task.name)] = ((task / "comm").read_text().strip(), sum(map(int, counts)))
+    return found
 
 
 async def seconds_until_answered(lab: Lab, since: float, limit_s: float) -> float:
