@@ -2,13 +2,18 @@
 
 import asyncio
 import re
+import statistics
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from callrouter.phone import Dialog, Phone
 from tests.support import until
-from tests.support.lab import Lab
+from tests.support.lab import Lab, own_stack
 from tools.sipp import OPERATOR_HZ
 
 NOTE = "this number rings again and again: queued behind first-time callers"
+_NUMBERS, _RATE, _ATTACK, _REAL, _QUIET = 50, 5, 310, 20, 6
 
 
 def waiting(lab: Lab, queue: str = "call_takers") -> list[tuple[str, int]]:
@@ -88,3 +93,66 @@ async def test_a_key_for_an_agency_without_operators_costs_nobody_his_place(lab:
     await until(lambda: sorted(channel for channel, _ in waiting(lab)) == sorted(places), "all wait")
     operator = await lab.operator("call_takers")
     assert (await served(operator, *callers)) == callers
+
+
+def time_to_human(ticket: dict[str, Any]) -> float:
+    call = ticket["call"]
+    return (datetime.fromisoformat(call["operator_answered_at"]) - datetime.fromisoformat(call["answered_at"])).total_seconds()
+
+
+async def real_caller(lab: Lab) -> Dialog:
+    """Somebody in need: presses 0, waits for a human however long it takes, talks for a second."""
+    caller = await lab.answered_caller()
+    await asyncio.sleep(1.5)  # the greeting
+    caller.media.press("0")
+    await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ), "a human answers", 60)
+    await asyncio.sleep(1)
+    await caller.hang_up()
+    return caller
+
+
+async def real_callers(lab: Lab, count: int, every_s: float) -> list[Dialog]:
+    async def one(n: int) -> Dialog:
+        await asyncio.sleep(n * every_s)
+        return await real_caller(lab)
+
+    return list(await asyncio.gather(*(one(n) for n in range(count))))
+
+
+async def test_50_numbers_at_5_calls_a_second_do_not_keep_real_callers_from_4_operators(short_directory: Path) -> None:
+    async with own_stack(short_directory / "tdos") as lab:
+        lines = await lab.add_operators(4, "call_takers")
+        port = lab.stack.ports.sip + 10
+        lab.sipp.operators(port, ring_ms=100)
+        await asyncio.to_thread(lab.sipp.register, [(user, password) for _, user, password in lines], port)
+        await until(lambda: lab.ready_members() == 4, "4 operators are ready")
+        quiet = await real_callers(lab, _QUIET, 0.8)
+
+        rows = [(f"0811777{n % _NUMBERS:04d}", "", "0") for n in range(_ATTACK)]
+        attack = lab.sipp.callers("caller_keys", rows, before_ms=1500, stay_ms=8000, rate=_RATE)
+        # A number is known by its fourth call: here after 30 s. Real callers come from just before that to the end.
+        await asyncio.sleep(26)
+        real = await real_callers(lab, _REAL, 1.8)
+        assert await asyncio.to_thread(attack.wait, 60) == 0, attack.errors()  # nobody was hung up on, refused, or not answered
+        attacked = attack.calls()
+        assert len(attacked) == _ATTACK
+        assert all(call.as_written for call in attacked)
+
+        def all_closed() -> list[dict[str, Any]]:
+            tickets = lab.all_tickets()
+            return tickets if all(one["call"]["ended_at"] for one in tickets) and len(tickets) >= _ATTACK + _QUIET + _REAL else []
+
+        tickets = await until(all_closed, "every call's ticket", 20)
+        of = {one["call"]["sip_call_id"]: one for one in tickets}
+        assert len(of) == len(tickets) == _ATTACK + _QUIET + _REAL
+        outcomes = [of[call.sip_call_id]["call"]["outcome"] for call in attacked]
+        assert set(outcomes) == {"answered", "abandoned_queue"}  # reached an operator, or waited until he hung up himself
+        assert {of[call.sip_call_id]["call"]["ended_by"] for call in attacked} == {"caller"}
+        noted = [call.number for call in attacked if any(note["text"] == NOTE for note in of[call.sip_call_id]["notes"])]
+        assert len(noted) == _ATTACK - 3 * _NUMBERS  # each number's calls after its third
+        assert lab.metrics()["callrouter_repeated_calls_total"] >= len(noted)
+
+        assert not any(note["text"] == NOTE for caller in real for note in of[caller.call_id]["notes"])
+        without = statistics.median(time_to_human(of[caller.call_id]) for caller in quiet)
+        under = statistics.median(time_to_human(of[caller.call_id]) for caller in real)
+        assert under <= 2 * without

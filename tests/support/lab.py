@@ -126,6 +126,12 @@ class Lab:
     def get(self, path: str) -> Any:
         return json.loads(self.get_bytes(path))
 
+    def metrics(self) -> dict[str, float]:
+        """The daemon's, each with its labels as they stand there."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.stack.ports.daemon}/metrics", timeout=5) as answer:
+            lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
     def get_bytes(self, path: str) -> bytes:
         url = f"http://127.0.0.1:{self.stack.ports.console}{path}"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
@@ -244,10 +250,10 @@ def running_stack(directory: Path, change: Callable[[str], str] = quicker) -> It
 
 
 @asynccontextmanager
-async def own_stack(directory: Path, change: Callable[[str], str] = lambda text: text) -> AsyncIterator[Lab]:
-    """A stack for one test alone, in a new directory; everything on it ends with the block."""
+async def own_stack(directory: Path, change: Callable[[str], str] = lambda text: text, *, wide: bool = False) -> AsyncIterator[Lab]:
+    """A stack for one test alone, in a new directory; everything on it ends with the block. `wide`: see `leased_offset`."""
     with ExitStack() as held:
-        offset = await asyncio.to_thread(held.enter_context, leased_offset())
+        offset = await asyncio.to_thread(held.enter_context, leased_offset(wide=wide))
         stack = make_stack(directory, offset, change)
         try:
             lab = await start(stack)

@@ -11,16 +11,21 @@ from pathlib import Path
 # without a port of their own (32768 and above): phones have such.
 _OFFSETS = tuple(2200 * n for n in range(1, 10))
 AUDIO_PORTS = 1200
+# Above the last place nobody's ports follow: a stack there may use so many for audio.
+WIDE_AUDIO_PORTS = 2600
 
 
 @contextmanager
-def leased_offset(seconds: float = 600.0) -> Iterator[int]:
-    """An offset that is nobody else's until the end; the lease ends with the process, however that ends."""
+def leased_offset(seconds: float = 600.0, *, wide: bool = False) -> Iterator[int]:
+    """An offset that is nobody else's until the end; the lease ends with the process, however that ends.
+
+    `wide`: that of the place with room for `WIDE_AUDIO_PORTS`.
+    """
     directory = Path(tempfile.gettempdir()) / "callrouter-test-offsets"
     directory.mkdir(exist_ok=True)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for offset in _OFFSETS:
+        for offset in _OFFSETS[-1:] if wide else _OFFSETS:
             with (directory / str(offset)).open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
