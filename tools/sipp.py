@@ -31,6 +31,7 @@ class SippCall:
 
     number: str
     sip_call_id: str
+    rang_at: float  # its INVITE
     answered_at: float | None
     keyed_at: float | None
     finished_at: float | None
@@ -60,14 +61,18 @@ class Run:
         self.process.wait()
 
     def calls(self) -> list[SippCall]:
-        """Every call that was answered so far, in that order."""
+        """Every call that was answered so far."""
+        return [call for call in self.placed() if call.answered_at is not None]
+
+    def placed(self) -> list[SippCall]:
+        """Every call so far, in that order; answered or not."""
         instants: dict[tuple[str, str], dict[str, float]] = {}
         whole, _, _ = self._read("log").rpartition("\n")
         for line in whole.splitlines():
             what, number, call_id, at = line.split(";")
             instants.setdefault((number, call_id), {})[what] = float(at.split("\t")[-1])  # date, time, seconds of the epoch
         return [
-            SippCall(number, call_id, one.get("answered"), one.get("keyed"), one.get("finished"))
+            SippCall(number, call_id, one["rang"], one.get("answered"), one.get("keyed"), one.get("finished"))
             for (number, call_id), one in instants.items()
         ]
 
@@ -137,8 +142,9 @@ class Sipp:
             sound = self._directory / f"key-{ord(key)}.alaw"
             sound.write_bytes(key_tones(key, 0.3))
             options += ["-key", "keytone", str(sound)]
-        period_ms = 1000 if rate >= 1 else round(1000 / rate)
-        options += ["-m", str(len(rows)), "-r", str(max(1, round(rate))), "-rp", str(period_ms), "-l", str(limit)]
+        each_ms = 1000 / rate
+        of_period, period_ms = (round(rate), 1000) if rate == round(rate) or each_ms < 10 else (1, round(each_ms))
+        options += ["-m", str(len(rows)), "-r", str(of_period), "-rp", str(period_ms), "-l", str(limit)]
         longest_s = len(rows) / rate + (before_ms + stay_ms) / 1000
         full = [(*row, str(len(key_packets(row[2])) // _PACKET * _PACKET_MS)) for row in rows]
         return self._run(scenario, "127.0.0.1", full, *options, "-timeout", f"{longest_s + 60:.0f}s")

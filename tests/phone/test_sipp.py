@@ -53,6 +53,7 @@ async def test_callers_press_their_own_keys_by_rfc_4733_all_at_once(operator: Ph
         assert dialog.media.heard.has_tone(CALLER_HZ)
         assert call.answered_at is not None
         assert call.keyed_at is not None
+        assert call.rang_at <= call.answered_at < call.rang_at + 1
         assert 0.25 < call.keyed_at - call.answered_at - 0.3 * len(keys) < 0.5
         assert dialog.ended.is_set()
         assert not dialog.ended_by_us
@@ -96,6 +97,7 @@ async def test_a_call_that_goes_otherwise_fails(operator: Phone, sipp: Sipp) -> 
     run = sipp.callers("caller_keys", [("0812", "Budi", "1")], before_ms=0, stay_ms=500)
     assert await ended(run) == 1
     assert run.calls() == []
+    assert [call.number for call in run.placed()] == ["0812"]
     assert "486" in run.errors()
     operator.on_invite = answers(0.0)
     run = sipp.callers("caller_keys", [("0813", "Budi", "1")], before_ms=0, stay_ms=5000)
