@@ -97,6 +97,7 @@ class Stack:
                 reopen(self.settings)  # a drain that was killed half way
                 self._wait_ready()
                 return
+            with_calls = self._pid("asterisk") is not None
             self._end_left_over()
             self._refuse_damaged_prefix()
             self._refuse_taken_ports()
@@ -105,7 +106,8 @@ class Stack:
                 self._start()
                 self._wait_ready()
             except KeyboardInterrupt:
-                self._stop()
+                if not with_calls:
+                    self._stop()
                 raise
 
     def down(self, drain_s: float) -> None:
@@ -114,13 +116,13 @@ class Stack:
             return
         with self._alone(), self._draining():
             if drain_s > 0:
-                asyncio.run(drain(self.settings, self.profile, drain_s))
+                asyncio.run(drain(self.settings, drain_s))
             self._stop()
 
     def drain(self, seconds: float) -> None:
         """Refuse new calls and return when all have ended, or after that time; whoever stops Asterisk now cuts the fewest."""
         with self._alone():
-            asyncio.run(drain(self.settings, self.profile, seconds))
+            asyncio.run(drain(self.settings, seconds))
 
     def channels(self) -> int:
         """Channels in Asterisk now; 0 when it does not run or does not answer."""

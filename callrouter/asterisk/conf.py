@@ -143,6 +143,12 @@ def cli(settings: Settings, command: str, seconds: float = _ANSWER_S) -> str | N
     return done.stdout if done.returncode == 0 else None
 
 
+def ari_port(state: Path) -> int:
+    """The port of the Asterisk that runs now, as it was rendered for it. Raises OSError."""
+    found = re.search(r"^bindport = (\d+)", (state / "etc" / "generated" / "http.conf").read_text(), re.M)
+    return int(found[1]) if found else 0
+
+
 def members(settings: Settings) -> dict[str, str]:
     """What Asterisk says of each operator's phone, by SIP user: ready, paused, in a call, not registered. Empty: none runs."""
     found = {}

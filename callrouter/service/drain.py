@@ -8,24 +8,23 @@ taken back as soon as somebody waits again (his operator's phone died).
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from callrouter.asterisk import conf
 from callrouter.asterisk.ari import AriError, Channel, channels
 from callrouter.asterisk.process import AsteriskProcess
 from callrouter.config import Settings
 from callrouter.domain.call import OUTSIDE, TRUNK
-from callrouter.profile import Profile
 
 _LEASE_S, _LOOK_S = 5.0, 0.3
 _STOP_TOLD_S = 0.5  # the command itself returns only when Asterisk has ended
 
 
-async def drain(settings: Settings, profile: Profile, seconds: float, on_calls: Callable[[int], None] = lambda calls: None) -> None:
-    """Return when nobody is inside any more, or after that time. `on_calls` is told how many callers there are."""
+async def drain(settings: Settings, seconds: float) -> None:
+    """Return when nobody is inside any more, or after that time. Needs no profile: it may be broken by now."""
     try:
         async with asyncio.timeout(seconds):
-            await _until_empty(settings, f"http://127.0.0.1:{settings.ports(profile).ari}", on_calls)
+            await _until_empty(settings)
     except TimeoutError:
         pass
     except BaseException:
@@ -39,9 +38,10 @@ def reopen(settings: Settings) -> None:
     conf.cli(settings, "dialplan set global REFUSE_UNTIL 0")
 
 
-async def _until_empty(settings: Settings, ari: str, on_calls: Callable[[int], None]) -> None:
+async def _until_empty(settings: Settings) -> None:
     stopping = False
     while _runs(settings):
+        ari = f"http://127.0.0.1:{conf.ari_port(settings.state)}"
         if not stopping:
             await asyncio.to_thread(conf.cli, settings, f"dialplan set global REFUSE_UNTIL {time.time() + _LEASE_S:.0f}")
         try:
@@ -50,7 +50,6 @@ async def _until_empty(settings: Settings, ari: str, on_calls: Callable[[int], N
         except AriError:  # just ended; or wedged: the daemon's watchdog knows
             await asyncio.sleep(_LOOK_S)
             continue
-        on_calls(sum(one.name.startswith(TRUNK) for one in everybody))
         if not everybody:
             return
         if _somebody_waits(everybody) == stopping:

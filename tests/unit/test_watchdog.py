@@ -63,6 +63,11 @@ def test_a_busy_or_half_deaf_asterisk_gets_a_minute() -> None:
     assert wedged_at(silent(n * LOOK_S, ari=n * LOOK_S) for n in range(1, 240)) == LONG_S
 
 
+def test_stillness_counts_in_one_piece_only() -> None:
+    looks = (silent(n * LOOK_S, BUSY if n % 10 == 0 else FROZEN, ari=n * LOOK_S) for n in range(1, 240))
+    assert wedged_at(looks) == LONG_S
+
+
 def test_one_that_never_answered_since_its_start_gets_a_minute() -> None:
     new = Case().after(ANSWERED._replace(process=2))
     assert wedged_at((look._replace(process=2) for look in every(120)), new) == LONG_S
