@@ -87,6 +87,7 @@ class Ledger:
         self._shown: dict[str, Call] = {}  # as people were last told of
         self._expected: dict[str, float] = {}  # callers that the journal must know by now: call id → monotonic time
         self._seen: dict[str, None] = {}  # the last calls that the journal knew
+        self._written_at = float("-inf")  # monotonic time at which the newest of them came: the journal was written then
         self.ended: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self.records = 0
         self.bad_records = 0
@@ -114,7 +115,7 @@ class Ledger:
             self._health.set(False, self._away)
         elif self._committing is not None and (slow_s := time.monotonic() - self._committing) > _COMMIT_LATE_S:
             self._health.set(False, f"the database has not taken the journal for {slow_s:.0f} s")
-        elif self._missing():
+        elif any(self._expected[call_id] > self._written_at for call_id in self._missing()):
             self._health.set(False, "Asterisk does not write the journal: is the disk full?")
         else:
             self._health.set(True, f"{len(self._open)} calls in progress")
@@ -194,9 +195,9 @@ class Ledger:
         self._seen[call_id] = None
         if len(self._seen) > _SEEN_KEPT:
             del self._seen[next(iter(self._seen))]
-        came = self._expected.pop(call_id, None)
+        self._written_at = max(self._written_at, self._expected.pop(call_id, self._journal.read_up_to))
         # The journal is written again: those who came before and are still unknown were lost to it.
-        for lost in [lost for lost in self._missing() if came is None or self._expected[lost] < came]:
+        for lost in [lost for lost in self._missing() if self._expected[lost] <= self._written_at]:
             del self._expected[lost]
             self.unjournaled += 1
             _log.error("call without journal: its ticket is made of the emergency record", call_id=lost)
