@@ -241,7 +241,7 @@ async def storm(directory: Path, offset: int, seed: int, seconds: float, *, on_p
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Random faults under calls; see CONTRIBUTING.md")
+    parser = argparse.ArgumentParser(description="Random faults under calls; the seed fixes the schedule")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=112)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
