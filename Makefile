@@ -4,14 +4,18 @@ DRAIN ?= 10
 MINUTES ?= 2
 SEED ?= 112
 DATABASE ?= sqlite
+ROUNDS ?= 4
+CALLS ?= 100
+HOURS ?= 8
 VENV := .venv/.complete
+BENCH := .venv/.bench-complete
 PREFIX := .runtime/asterisk/.complete
 PROMPTS := .runtime/prompts/.complete
 ifdef ASTERISK
 export ASTERISK
 endif
 
-.PHONY: help demo up down status test chaos baseline lint docs setup
+.PHONY: help demo up down status test chaos baseline bench scale soak lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +42,15 @@ chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sql
 baseline: setup  ## count the hot path anew (calls, memory); tests/unit/test_hot_path.py fails when it grows by a tenth
 	@.venv/bin/python -m tools.baseline
 
+bench: setup $(BENCH)  ## callrouter beside a native dialplan and others, ROUNDS=4 CALLS=100 (quick: ROUNDS=1 CALLS=20): var/bench/
+	@.venv/bin/python -W ignore -m bench --rounds $(ROUNDS) --calls $(CALLS)
+
+scale: setup $(BENCH)  ## what a call costs with more calls at once, more operators, more tickets: var/bench/
+	@.venv/bin/python -W ignore -m bench.scale
+
+soak: setup $(BENCH)  ## calls for HOURS=8 at a high rate: nothing may grow, every ticket must be right: var/bench/
+	@.venv/bin/python -W ignore -m bench.soak --hours $(HOURS)
+
 lint: $(VENV)  ## ruff (format and lint), mypy --strict
 	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q . && .venv/bin/mypy
 
@@ -52,6 +65,11 @@ $(VENV): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv || { echo "set-up: the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@.venv/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BENCH): $(VENV) requirements-bench.lock
+	@echo "set-up: Python packages of the load test" >&2
+	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@
 
 $(PREFIX): tools/asterisk_prefix.sh tools/debian-packages.lock

@@ -8,7 +8,7 @@ import itertools
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,9 @@ class SippCall:
 
     number: str
     sip_call_id: str
-    rang_at: float  # its INVITE
+    rang_at: float  # its INVITE went out
     answered_at: float | None
-    keyed_at: float | None
+    keyed_at: float | None  # the last key's RFC 4733 end packet went out, or the 200 of its INFO came
     finished_at: float | None
 
     @property
@@ -61,20 +61,29 @@ class Run:
         self.process.wait()
 
     def calls(self) -> list[SippCall]:
-        """Every call that was answered so far."""
+        """Of callers: every call that was answered so far, in the order in which they rang."""
         return [call for call in self.placed() if call.answered_at is not None]
 
     def placed(self) -> list[SippCall]:
-        """Every call so far, in that order; answered or not."""
+        """The same with calls that were not answered."""
         instants: dict[tuple[str, str], dict[str, float]] = {}
-        whole, _, _ = self._read("log").rpartition("\n")
-        for line in whole.splitlines():
-            what, number, call_id, at = line.split(";")
-            instants.setdefault((number, call_id), {})[what] = float(at.split("\t")[-1])  # date, time, seconds of the epoch
+        for what, number, call_id, at in self._logged():
+            instants.setdefault((number, call_id), {})[what] = at
         return [
             SippCall(number, call_id, one["rang"], one.get("answered"), one.get("keyed"), one.get("finished"))
             for (number, call_id), one in instants.items()
         ]
+
+    def rings(self) -> list[tuple[str, float]]:
+        """Of operators: (caller's number, when), each time a phone of theirs began to ring."""
+        return [(number, at) for what, number, _, at in self._logged() if what == "rung"]
+
+    def _logged(self) -> Iterator[tuple[str, str, str, float]]:
+        """(what, number, Call-ID, seconds of the epoch), as the scenarios' `log` actions wrote them."""
+        whole, _, _ = self._read("log").rpartition("\n")
+        for line in whole.splitlines():
+            what, number, call_id, at = line.split(";")
+            yield what, number, call_id, float(at.split("\t")[-1])  # date, time, seconds of the epoch
 
     def errors(self) -> str:
         """What went wrong, in SIPp's words; empty if nothing did."""
@@ -88,19 +97,22 @@ class Run:
             return ""
 
 
-def key_packets(keys: str) -> bytes:
+def key_packets(keys: str) -> tuple[bytes, bytes]:
     """What SIPp sends for keys by RFC 4733: for each, five packets (the last one is the end), and a gap.
 
     SIPp sends nothing but packets of 50 bytes each 30 ms under a payload type of one's own (it takes them for iLBC), each with
     a timestamp of its own. So there is one end packet only: Asterisk takes a second one with another timestamp for another key.
+    In two parts, the second begins with the last key's end packet: SIPp sends the first packet of a file at once, the others by
+    a beat of its own, so only of a first one is it known when it went.
     """
-    made = b""
+    packets = []
     for key in keys:
         for n in range(1, _KEY_PACKETS + 1):
             end = 0x80 if n == _KEY_PACKETS else 0
-            made += struct.pack("!BBH", KEYS.index(key), end | 10, 240 * n).ljust(_PACKET, b"\0")
-        made += struct.pack("!BBH", _NO_KEY, 0x80, 240).ljust(_PACKET, b"\0") * _GAP_PACKETS
-    return made
+            packets.append(struct.pack("!BBH", KEYS.index(key), end | 10, 240 * n).ljust(_PACKET, b"\0"))
+        packets += [struct.pack("!BBH", _NO_KEY, 0x80, 240).ljust(_PACKET, b"\0")] * _GAP_PACKETS
+    last = len(packets) - _GAP_PACKETS - 1
+    return b"".join(packets[:last]), b"".join(packets[last:])
 
 
 def write_sounds(directory: Path, *keys: str) -> None:
@@ -109,7 +121,9 @@ def write_sounds(directory: Path, *keys: str) -> None:
     for name, hz in (("caller", CALLER_HZ), ("operator", OPERATOR_HZ)):
         (directory / f"{name}.alaw").write_bytes(tone(hz))
     for pressed in keys:
-        (directory / f"{pressed}.keys").write_bytes(key_packets(pressed))
+        until_end, end = key_packets(pressed)
+        (directory / f"{pressed}.keys").write_bytes(until_end)
+        (directory / f"{pressed}.end").write_bytes(end)
 
 
 class Sipp:
@@ -130,8 +144,12 @@ class Sipp:
         stay_ms: int,
         rate: float = 10,
         limit: int = 500,
+        mute: bool = False,
     ) -> Run:
-        """Citizens, one per row (number, name, keys), `rate` a second. Ends by itself: 0 if every call went as written."""
+        """Citizens, one per row (number, name, keys), `rate` a second. Ends by itself: 0 if every call went as written.
+
+        `mute`: they send no audio, also where their scenario says so.
+        """
         options = ["-key", "tone", str(self._directory / "caller.alaw"), "-set", "before", str(before_ms)]
         options += ["-set", "stay", str(stay_ms)]
         if scenario == "caller_keys":
@@ -146,8 +164,8 @@ class Sipp:
         of_period, period_ms = (round(rate), 1000) if rate == round(rate) or each_ms < 10 else (1, round(each_ms))
         options += ["-m", str(len(rows)), "-r", str(of_period), "-rp", str(period_ms), "-l", str(limit)]
         longest_s = len(rows) / rate + (before_ms + stay_ms) / 1000
-        full = [(*row, str(len(key_packets(row[2])) // _PACKET * _PACKET_MS)) for row in rows]
-        return self._run(scenario, "127.0.0.1", full, *options, "-timeout", f"{longest_s + 60:.0f}s")
+        full = [(*row, str(len(key_packets(row[2])[0]) // _PACKET * _PACKET_MS)) for row in rows]
+        return self._run(scenario, "127.0.0.1", full, *options, "-timeout", f"{longest_s + 60:.0f}s", mute=mute)
 
     def register(
         self, operators: Iterable[tuple[str, str]], contact_port: int, *, address: str = "127.0.0.2", expires_s: int = 600
@@ -159,8 +177,16 @@ class Sipp:
         if run.wait() != 0:
             raise RuntimeError(f"the operators' phones could not register: {run.errors()[:500]}")
 
-    def operators(self, port: int, *, ring_ms: int = 300, scenario: str = "operator_answers", address: str = "127.0.0.2") -> Run:
-        """Phones behind one port, until stopped."""
+    def operators(
+        self,
+        port: int,
+        *,
+        ring_ms: int = 300,
+        scenario: str = "operator_answers",
+        address: str = "127.0.0.2",
+        mute: bool = False,
+    ) -> Run:
+        """Phones behind one port, until stopped; `mute` as with callers."""
         options = ["-p", str(port), "-aa"]
         if scenario in ("operator_answers", "operator_echoes"):
             options += ["-set", "ring", str(ring_ms)]
@@ -168,7 +194,7 @@ class Sipp:
             options += ["-key", "tone", str(self._directory / "operator.alaw")]
         if scenario == "operator_echoes":
             options.append("-rtp_echo")
-        return self._run(scenario, address, [], *options)
+        return self._run(scenario, address, [], *options, mute=mute)
 
     def errors(self) -> str:
         """What SIPp says went wrong, the beginning of each run's."""
@@ -178,12 +204,17 @@ class Sipp:
         for run in self._started:
             run.stop()
 
-    def _run(self, scenario: str, address: str, rows: Sequence[Sequence[str]], *options: str) -> Run:
+    def _run(self, scenario: str, address: str, rows: Sequence[Sequence[str]], *options: str, mute: bool = False) -> Run:
         number = next(self._number)
         path = self._directory / f"{number:03d}-{scenario}"
+        said = SCENARIOS / f"{scenario}.xml"
+        if mute:
+            lines = said.read_text().splitlines()
+            said = path.with_suffix(".xml")
+            said.write_text("\n".join(line for line in lines if "rtp_stream=" not in line))
         rtp = _RTP + number * _RTP_OF_RUN % (_RTP_END - _RTP - _RTP_OF_RUN)
         end = rtp + _RTP_OF_RUN - 2 if len(rows) < _RTP_OF_RUN // 4 else _RTP_END
-        command = [str(SIPP), self._server, "-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", address, "-mi", address, "-nostdin"]
+        command = [str(SIPP), self._server, "-sf", str(said), "-i", address, "-mi", address, "-nostdin"]
         command += ["-min_rtp_port", str(rtp), "-max_rtp_port", str(end), "-skip_rlimit"]
         command += ["-trace_err", "-error_file", f"{path}.err", "-trace_logs", "-log_file", f"{path}.log", *options]
         if rows:

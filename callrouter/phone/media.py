@@ -59,10 +59,14 @@ class Heard:
                 return packets[n][0]
         return None
 
+    def arrivals(self, since: float = 0.0) -> list[float]:
+        """When each packet came."""
+        return [at for at, _ in self._packets if at >= since]
+
     def longest_gap(self, since: float, until: float | None = None) -> float:
         """Longest stretch, in seconds, without any RTP."""
         until = time.monotonic() if until is None else until
-        instants = [since, *(at for at, _ in self._packets if since <= at <= until), until]
+        instants = [since, *(at for at in self.arrivals(since) if at <= until), until]
         return max(later - earlier for earlier, later in itertools.pairwise(instants))
 
     def longest_silence(self, since: float, until: float | None = None) -> float:

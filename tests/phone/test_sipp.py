@@ -1,6 +1,7 @@
 """The SIPp scenarios against our own phone: each does what its file says, and its log tells what became of each call."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -54,7 +55,10 @@ async def test_callers_press_their_own_keys_by_rfc_4733_all_at_once(operator: Ph
         assert call.answered_at is not None
         assert call.keyed_at is not None
         assert call.rang_at <= call.answered_at < call.rang_at + 1
-        assert 0.25 < call.keyed_at - call.answered_at - 0.3 * len(keys) < 0.5
+        last_end_s = 0.3 + 0.3 * (len(keys) - 1) + 0.12
+        assert last_end_s - 0.05 < call.keyed_at - call.answered_at < last_end_s + 0.25
+        heard_at = dialog.media.keys_heard[-1][1] + time.time() - time.monotonic()
+        assert abs(call.keyed_at - heard_at) < 0.05  # the end packet's own instant
         assert dialog.ended.is_set()
         assert not dialog.ended_by_us
 
@@ -90,6 +94,13 @@ async def test_a_silent_caller_and_an_early_hang_up(operator: Phone, sipp: Sipp)
     assert 0.45 < call.finished_at - call.answered_at < 0.8
     assert call.keyed_at is None
     assert of(operator, "0812").media.heard.packets > 10
+
+
+async def test_mute_callers_send_no_audio(operator: Phone, sipp: Sipp) -> None:
+    run = sipp.callers("caller_info", [("0812", "Budi", "3")], before_ms=300, stay_ms=500, mute=True)
+    assert await ended(run) == 0, run.errors()
+    assert run.calls()[0].as_written
+    assert of(operator, "0812").media.heard.packets == 0
 
 
 async def test_a_call_that_goes_otherwise_fails(operator: Phone, sipp: Sipp) -> None:
@@ -132,6 +143,11 @@ async def test_operators_ring_and_talk(sipp: Sipp, caller: Phone, scenario: str,
     await first.hang_up()
     await second.hang_up()
     assert run.poll() is None, "they stay for the next call"
+    if scenario == "operator_answers":
+        await until(lambda: len(run.rings()) == 2, "both rings are logged")
+        rings = run.rings()
+        assert [number for number, _ in rings] == ["0812", "0812"]
+        assert abs(rings[0][1] - (first.ringing_at or 0) - time.time() + time.monotonic()) < 0.1
     run.stop()
     assert not run.errors()
 

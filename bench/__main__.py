@@ -1,0 +1,80 @@
+"""`make bench`: callrouter beside what one would use instead, in interleaved rounds; var/bench/ has the result.
+
+Exit code 0 if every ticket was right, no call failed and every limit is kept; 1 if not; 2 if the machine was too busy to tell.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bench import report
+from bench.contenders import CONTENDERS, running
+from bench.figures import order, percentiles
+from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, measure, save
+from bench.machine import described
+from callrouter.config import ROOT
+from tests.support.ports import leased_offset
+
+_OPERATORS = 130
+RESULTS = ROOT / "var" / "bench"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--calls", type=int, default=100, help="of each contender and round with audio; twice as many without")
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, separated by commas")
+    given = parser.parse_args()
+    console = Console(highlight=False)
+    machine, contenders = described(), given.only.split(",")
+    loads = [replace(TALK, calls=given.calls), replace(SHORT, calls=2 * given.calls)]
+    blocks: list[Block] = []
+    turns = order(contenders, given.rounds)
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        whole = shown.add_task(f"{given.rounds} rounds, {len(contenders)} contenders", total=len(turns))
+        for turn, name in turns:
+            bar = shown.add_task("", total=None)
+            for block in _block_of(name, turn, [*loads, SILENT] if turn == 0 else loads, shown, bar):
+                blocks.append(block)
+                console.print(line(block))
+            shown.remove_task(bar)
+            shown.advance(whole)
+            save(RESULTS / "bench.json", {"machine": machine, "blocks": [asdict(one) for one in blocks]})
+    return report.bench(RESULTS, console)
+
+
+def _block_of(name: str, turn: int, loads: list[Load], shown: Progress, bar: TaskID) -> list[Block]:
+    """That contender, started anew, under each load."""
+    done = []
+    with leased_offset() as offset, running(name, offset, _OPERATORS) as contender:
+        crowd = Crowd(contender)
+        try:
+            for load in loads:
+                shown.update(bar, description=f"round {turn + 1}: {name}, {load.name}", total=load.calls, completed=0)
+                done.append(measure(contender, crowd, load, turn, progress=lambda calls: shown.update(bar, completed=calls)))
+        finally:
+            crowd.stop()
+    return done
+
+
+def line(block: Block) -> str:
+    """A block in one line."""
+    ring, answer = percentiles(block.ring_ms), percentiles(block.invite_ms)
+    said = f"{block.round + 1} {block.contender:<24} {block.load:<7} {block.calls:>4} calls at {block.rate:g}/s: "
+    said += f"{block.total_ms:6.1f} ms CPU a call, load {block.generator_ms:.0f}; 200 p99 {answer.get('p99', 0):.1f} ms, "
+    said += f"rings p50 {ring.get('p50', 0):.1f} p99 {ring.get('p99', 0):.1f} ms; machine {block.busy_share:.0%} busy"
+    if block.foreign_share > 0.05:
+        said += f", {block.foreign_share:.0%} by others"
+    if block.void:
+        said += " [red]VOID[/red]"
+    for fault in (*block.failed[:2], *block.wrong[:2]):
+        said += f"\n  [red]{fault[:300]}[/red]"
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""`make soak`: calls for hours at a high rate, each short; nothing may grow, every ticket must be right.
+
+Sampled all the time: memory, descriptors and threads of each program, channels, audio ports, how long set-up takes, rows of
+the database against calls. At the end: a trend that is not flat, a wrong or missing ticket, or anything left over fails it.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench import report
+from bench.__main__ import RESULTS
+from bench.contenders import Callrouter, running
+from bench.figures import flat, percentiles
+from bench.load import Crowd, Load, save, wait_until
+from bench.machine import described
+from bench.meter import descriptors, memory_mb, threads
+from tests.support.ports import leased_offset
+from tools.sipp import Run, SippCall
+
+_SAMPLES = 240
+_AT_ONCE_S = 600.0  # of one SIPp: then a new one, so that its own log and memory stay small
+_GROWTH = 0.05  # of memory, over the later two thirds
+_MEMORY_MB, _COUNT, _MS = 4.0, 3.0, 3.0  # growth that is no leak: noise of one sample
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At one instant; `calls` have been answered since the start. Latencies are of the calls since the sample before."""
+
+    at_s: float
+    calls: int
+    memory_mb: dict[str, float]
+    descriptors: dict[str, int]
+    threads: dict[str, int]
+    channels: int
+    audio_ports: int
+    rows: int
+    answer_p99_ms: float
+    ring_p99_ms: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=8.0)
+    parser.add_argument("--rate", type=float, default=8.0, help="calls a second")
+    given = parser.parse_args()
+    console = Console(highlight=False)
+    machine = described()
+    with leased_offset() as offset, running("callrouter", offset, 130) as contender:
+        assert isinstance(contender, Callrouter)
+        soak = Soak(contender, given.rate, given.hours * 3600)
+        try:
+            wrong = soak.run(console)
+        finally:
+            soak.crowd.stop()
+    faults = [*wrong, *leaks(soak.samples)]
+    calls = soak.samples[-1].calls if soak.samples else 0
+    said = f"{calls} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
+    said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
+    save(RESULTS / "soak.json", {"machine": machine, "said": said, "samples": [asdict(one) for one in soak.samples]})
+    _plot(soak.samples)
+    console.print(said, markup=False)
+    return 1 if faults else 0
+
+
+class Soak:
+    """One stack under calls, and its samples."""
+
+    def __init__(self, contender: Callrouter, rate: float, seconds: float) -> None:
+        self.contender, self.crowd, self.samples = contender, Crowd(contender), list[Sample]()
+        self._load, self._seconds = Load("soak", "caller_keys", 0, rate, stay_ms=3_000), seconds
+        self._every_s = max(5.0, seconds / _SAMPLES)
+        self._began = time.monotonic()
+        self._done = 0  # calls of runs that have ended
+
+    def run(self, console: Console) -> list[str]:
+        """What was wrong with calls and tickets."""
+        self.crowd.operators(self._load.concurrent + 30, mute=False)
+        wrong: list[str] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._began = time.monotonic()
+        with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+            bar = shown.add_task("soak", total=self._seconds)
+            while (left_s := self._seconds - (time.monotonic() - self._began)) > 1:
+                count = math.ceil(min(_AT_ONCE_S, left_s) * self._load.rate)
+                run = self.crowd.callers(self._load, count)
+                self._watch(run, shown, bar)
+                calls = run.calls()
+                self._done += len(calls)
+                wait_until(lambda: self.contender.channels() == 0 and self.contender.settled(), "all calls are over", 60)
+                if run.poll() or len(calls) != count:
+                    wrong.append(f"{count - sum(call.as_written for call in calls)} calls failed: {run.errors()[:300]}")
+                wrong += self.contender.wrong(calls, self._load.class_)
+                console.print(f"{self._done} calls, {len(wrong)} faults; {_told(self.samples[-1])}", markup=False)
+        if (rows := self.contender.rows()) != self._done:
+            wrong.append(f"{rows} calls in the database, {self._done} were made")
+        time.sleep(self._every_s)
+        last = self._sample([])
+        if last.channels or last.audio_ports:
+            wrong.append(f"left over: {last.channels} channels, {last.audio_ports} audio ports")
+        return wrong
+
+    def _watch(self, run: Run, shown: Progress, bar: TaskID) -> None:
+        seen = 0
+        due = time.monotonic() + self._every_s
+        while run.poll() is None:
+            time.sleep(1.0)
+            shown.update(bar, completed=time.monotonic() - self._began)
+            if time.monotonic() >= due:
+                due += self._every_s
+                calls = run.calls()
+                self.samples.append(self._sample(calls[seen:]))
+                seen = len(calls)
+
+    def _sample(self, calls: Sequence[SippCall]) -> Sample:
+        programs, rung = self.contender.processes(), self.crowd.rung_at()
+        invited = [1000 * (call.answered_at - call.rang_at) for call in calls if call.answered_at and call.rang_at]
+        rings = [1000 * (rung[call.number] - call.keyed_at) for call in calls if call.keyed_at and call.number in rung]
+        return Sample(
+            time.monotonic() - self._began,
+            self._done + len(calls),
+            memory_mb(programs),
+            {name: descriptors(pid) for name, pid in programs.items()},
+            {name: threads(pid) for name, pid in programs.items()},
+            self.contender.channels(),
+            audio_ports(self.contender),
+            self.contender.rows(),
+            percentiles(invited).get("p99", 0.0),
+            percentiles(rings).get("p99", 0.0),
+        )
+
+
+def audio_ports(contender: Callrouter) -> int:
+    """UDP ports of the stack's audio range that somebody holds."""
+    ports = contender.lab.stack.ports
+    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+    held = (int(line.split()[1].rpartition(":")[2], 16) for line in lines)
+    return sum(ports.rtp_first <= port <= ports.rtp_last for port in held)
+
+
+def leaks(samples: Sequence[Sample]) -> list[str]:
+    """What grows with time, in words."""
+    found = []
+    series: dict[str, tuple[list[tuple[float, float]], float]] = {}
+    for name in samples[0].memory_mb if samples else ():
+        series[f"memory of {name} (MB)"] = [(one.at_s, one.memory_mb[name]) for one in samples], _MEMORY_MB
+        series[f"descriptors of {name}"] = [(one.at_s, one.descriptors[name]) for one in samples], _COUNT
+        series[f"threads of {name}"] = [(one.at_s, one.threads[name]) for one in samples], _COUNT
+    series["channels"] = [(one.at_s, one.channels) for one in samples], 2 * _COUNT
+    series["audio ports"] = [(one.at_s, one.audio_ports) for one in samples], 8 * _COUNT
+    series["INVITE → 200, p99 (ms)"] = [(one.at_s, one.answer_p99_ms) for one in samples], _MS
+    series["key → ring, p99 (ms)"] = [(one.at_s, one.ring_p99_ms) for one in samples], 3 * _MS
+    for name, (points, floor) in series.items():
+        if not flat(points, _GROWTH, floor):
+            found.append(f"{name} is not flat: {points[len(points) // 3][1]:.1f} → {points[-1][1]:.1f}")
+    return found
+
+
+def _told(sample: Sample) -> str:
+    memory = ", ".join(f"{name} {value:.0f}" for name, value in sample.memory_mb.items())
+    return f"MB: {memory}; 200 p99 {sample.answer_p99_ms:.1f} ms, rings p99 {sample.ring_p99_ms:.1f} ms"
+
+
+def _plot(samples: Sequence[Sample]) -> None:
+    minutes = [one.at_s / 60 for one in samples]
+    plots: tuple[tuple[str, str, str, list[Mapping[str, float]]], ...] = (
+        ("soak-memory.png", "Memory", "MB", [one.memory_mb for one in samples]),
+        ("soak-descriptors.png", "Open descriptors", "", [one.descriptors for one in samples]),
+        ("soak-threads.png", "Threads", "", [one.threads for one in samples]),
+    )
+    for file, title, unit, values in plots:
+        names = values[0] if values else {}
+        lines = {name: [(at, float(one[name])) for at, one in zip(minutes, values, strict=True)] for name in names}
+        report.curve(RESULTS / file, f"{title} while it soaks", "minutes", unit, lines)
+    latency = {
+        "INVITE → 200, p99": [(at, one.answer_p99_ms) for at, one in zip(minutes, samples, strict=True)],
+        "last key → operator rings, p99": [(at, one.ring_p99_ms) for at, one in zip(minutes, samples, strict=True)],
+    }
+    report.curve(RESULTS / "soak-latency.png", "Set-up while it soaks", "minutes", "ms", latency)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
