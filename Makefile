@@ -3,6 +3,7 @@ PYTHON ?= python3
 DRAIN ?= 10
 MINUTES ?= 2
 SEED ?= 112
+WORKERS ?= 3
 DATABASE ?= sqlite
 ROUNDS ?= 4
 CALLS ?= 100
@@ -33,8 +34,8 @@ down: $(VENV)  ## refuse new calls, let those inside end for DRAIN=10 seconds, t
 status: $(VENV)  ## what runs, since when, and whether it is ready
 	@.venv/bin/python -m tools.stack status
 
-test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp
-	@.venv/bin/python -m pytest $(TESTS)
+test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp; most wait for calls, so WORKERS=3 do so side by side
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sqlite; every caller's record is held against the tickets
 	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED) --database $(DATABASE)

@@ -10,6 +10,8 @@ from types import FrameType
 
 import pytest
 
+pytest_plugins = ["tests.support.skips", "tests.support.turns"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     def interrupted(_number: int, _frame: FrameType | None) -> None:

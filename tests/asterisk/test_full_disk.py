@@ -16,7 +16,7 @@ def test_callers_reach_operators_and_get_tickets_with_a_full_disk(short_director
     small.mkdir()
     allowed = subprocess.run([*own, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False)
     if allowed.returncode != 0:
-        pytest.skip("the kernel gives no mount namespace: a full disk cannot be made here")
+        pytest.skip("needs a kernel namespace: a small disk of its own")
     done = subprocess.run(
         [*own, sys.executable, "-m", "tests.asterisk.full_disk", small], cwd=ROOT, capture_output=True, text=True, check=False
     )

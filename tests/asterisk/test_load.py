@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from callrouter.phone import Dialog, Phone
 from callrouter.phone.audio import has_tone, wav_samples
 from tests.support import until
@@ -65,6 +67,7 @@ def recorded(lab: Lab, ticket: dict[str, Any]) -> list[int]:
     return wav_samples(lab.get_bytes(ticket["recording"]["url"]))
 
 
+@pytest.mark.alone
 async def test_300_calls_at_20_a_second(short_directory: Path) -> None:
     async with own_stack(short_directory / "load") as lab:
         called, ears, listeners = await everyone(lab)

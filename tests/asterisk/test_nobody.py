@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from callrouter.phone import Dialog, Phone, declines, lets_ring
 from tests.support import until
 from tests.support.lab import Lab, outside, own_stack
@@ -164,6 +166,7 @@ async def own_stalls(found: list[float]) -> None:
         before = now
 
 
+@pytest.mark.alone
 async def test_100_callers_wait_at_little_cost(short_directory: Path) -> None:
     stalls = [0.0]
     listening = asyncio.create_task(own_stalls(stalls))

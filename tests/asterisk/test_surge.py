@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from callrouter.phone import Dialog
 from tests.support import until
 from tests.support.lab import Lab, own_stack
@@ -37,6 +39,7 @@ async def listens(lab: Lab, after_s: float) -> Dialog:
     return caller
 
 
+@pytest.mark.alone
 async def test_500_callers_in_10_seconds(short_directory: Path) -> None:
     async with own_stack(short_directory / "surge", large, wide=True) as lab:
         lines = await lab.add_operators(_OPERATORS, "call_takers")

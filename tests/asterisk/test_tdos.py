@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from callrouter.phone import Dialog, Phone
 from tests.support import until
 from tests.support.lab import Lab, own_stack
@@ -119,6 +121,7 @@ async def real_callers(lab: Lab, count: int, every_s: float) -> list[Dialog]:
     return list(await asyncio.gather(*(one(n) for n in range(count))))
 
 
+@pytest.mark.alone
 async def test_50_numbers_at_5_calls_a_second_do_not_keep_real_callers_from_4_operators(short_directory: Path) -> None:
     async with own_stack(short_directory / "tdos") as lab:
         lines = await lab.add_operators(4, "call_takers")

@@ -73,7 +73,7 @@ class Disk:
 @pytest.fixture(scope="module")
 def broken() -> Iterator[Lab]:
     if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this kernel gives no mount namespace")
+        pytest.skip("needs a kernel namespace: a disk of the journal's own")
     directory = Path(tempfile.mkdtemp(prefix="cr"))
     try:
         with leased_offset() as offset:
@@ -204,6 +204,7 @@ async def test_full_and_the_daemon_killed(lab: Lab) -> None:
     await well_again(lab)
 
 
+@pytest.mark.alone
 async def test_stalled_for_60_s_under_20_calls_a_second(lab: Lab) -> None:
     queues = {"1": "medical", "2": "fire", "3": "security", "4": "non_disaster"}
     lines = [line for queue in queues.values() for line in await lab.add_operators(24, queue)]

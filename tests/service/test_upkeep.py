@@ -359,7 +359,7 @@ print(json.dumps(told))
 def test_on_a_disk_that_is_really_full_the_reserve_lets_the_journal_go_on(tmp_path: Path) -> None:
     mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=16m none "$1" && shift && exec "$@"', "sh", str(tmp_path)]
     if subprocess.run([*mounted, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no kernel namespace: a disk cannot be filled here")
+        pytest.skip("needs a kernel namespace: a small disk of its own")
     done = subprocess.run(
         [*mounted, sys.executable, "-c", _FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
