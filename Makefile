@@ -16,7 +16,7 @@ ifdef ASTERISK
 export ASTERISK
 endif
 
-.PHONY: help demo up down status test chaos baseline bench scale soak lint docs setup
+.PHONY: help demo up down status test chaos load baseline bench scale soak lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,9 @@ test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp; most wait 
 
 chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sqlite; every caller's record is held against the tickets
 	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED) --database $(DATABASE)
+
+load: setup  ## call TARGET=host:port as a city does: SHAPE=steady|launch|surge|tdos|long|lossy, RATE, CALLS, TALK (sipp-scenarios/README.md)
+	@.venv/bin/python -m tools.load "$(or $(TARGET),127.0.0.1:5060)" --shape "$(or $(SHAPE),steady)" $(if $(CALLS),--calls $(CALLS)) $(if $(RATE),--rate $(RATE)) $(if $(TALK),--talk $(TALK))
 
 baseline: setup  ## count the hot path anew (calls, memory); tests/unit/test_hot_path.py fails when it grows by a tenth
 	@.venv/bin/python -m tools.baseline

@@ -4,10 +4,13 @@ What each call came to is read from SIPp's own log of that run. `python -m tools
 person needs who runs SIPp by hand (sipp-scenarios/README.md).
 """
 
+import contextlib
 import itertools
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ _KEY_PACKETS, _GAP_PACKETS = 5, 5
 _NO_KEY = 200  # an event that means nothing to Asterisk
 # Each run has UDP ports of its own for its audio, two a call; above those of every stack that leaves room for them.
 _RTP, _RTP_END, _RTP_OF_RUN = 50000, 64999, 400
+_END_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,15 @@ class Run:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    def end(self) -> None:
+        """Place no more calls and hang up those that go on. A SIPp that does not end so is killed."""
+        deadline = time.monotonic() + _END_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGUSR1)  # the first: no new calls; the second: BYE or CANCEL to all
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.3)
+        self.stop()
 
     def calls(self) -> list[SippCall]:
         """Of callers: every call that was answered so far, in the order in which they rang."""
@@ -127,10 +140,17 @@ def write_sounds(directory: Path, *keys: str) -> None:
 
 
 class Sipp:
-    """SIPp processes against one stack, their files in `directory`. Ended by `stop`, by the ids that were started."""
+    """SIPp processes against one stack, their files in `directory`. Ended by `stop`, by the ids that were started.
 
-    def __init__(self, server: str, directory: Path) -> None:
+    `address`: the citizens' own; `audio_ports`: how many a run has, four a call at once; `group`: of a terminal's Ctrl-C only this
+    process hears, so that calls can be ended in order.
+    """
+
+    def __init__(
+        self, server: str, directory: Path, *, address: str = "127.0.0.1", audio_ports: int = _RTP_OF_RUN, group: bool = False
+    ) -> None:
         self._server, self._directory = server, directory
+        self._address, self._audio_ports, self._group = address, audio_ports, group
         self._started: list[Run] = []
         self._number = itertools.count()
         write_sounds(directory)
@@ -165,7 +185,7 @@ class Sipp:
         options += ["-m", str(len(rows)), "-r", str(of_period), "-rp", str(period_ms), "-l", str(limit)]
         longest_s = len(rows) / rate + (before_ms + stay_ms) / 1000
         full = [(*row, str(len(key_packets(row[2])[0]) // _PACKET * _PACKET_MS)) for row in rows]
-        return self._run(scenario, "127.0.0.1", full, *options, "-timeout", f"{longest_s + 60:.0f}s", mute=mute)
+        return self._run(scenario, self._address, full, *options, "-timeout", f"{longest_s + 60:.0f}s", mute=mute)
 
     def register(
         self, operators: Iterable[tuple[str, str]], contact_port: int, *, address: str = "127.0.0.2", expires_s: int = 600
@@ -212,8 +232,8 @@ class Sipp:
             lines = said.read_text().splitlines()
             said = path.with_suffix(".xml")
             said.write_text("\n".join(line for line in lines if "rtp_stream=" not in line))
-        rtp = _RTP + number * _RTP_OF_RUN % (_RTP_END - _RTP - _RTP_OF_RUN)
-        end = rtp + _RTP_OF_RUN - 2 if len(rows) < _RTP_OF_RUN // 4 else _RTP_END
+        rtp = _RTP + number * self._audio_ports % (_RTP_END - _RTP - self._audio_ports)
+        end = rtp + self._audio_ports - 2 if len(rows) < self._audio_ports // 4 else _RTP_END
         command = [str(SIPP), self._server, "-sf", str(said), "-i", address, "-mi", address, "-nostdin"]
         command += ["-min_rtp_port", str(rtp), "-max_rtp_port", str(end), "-skip_rlimit"]
         command += ["-trace_err", "-error_file", f"{path}.err", "-trace_logs", "-log_file", f"{path}.log", *options]
@@ -221,7 +241,14 @@ class Sipp:
             path.with_suffix(".csv").write_text("SEQUENTIAL\n" + "".join(";".join(row) + ";\n" for row in rows))
             command += ["-inf", f"{path}.csv"]
         with path.with_suffix(".out").open("wb") as out:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._directory)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self._directory,
+                process_group=0 if self._group else None,
+            )
         self._started.append(Run(process, path))
         return self._started[-1]
 

@@ -11,6 +11,7 @@ import secrets
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 
 from callrouter.asterisk.prompts import RATE
 from callrouter.phone.audio import KEYS, SILENCE_DBFS, has_tone, key_tones, level_dbfs, linear
@@ -119,6 +120,7 @@ class Media(asyncio.DatagramProtocol):
         self.keys_heard: list[tuple[str, float]] = []  # (key, when its first end packet came)
         self.remote: Address | None = None
         self.port = 0
+        self.wire: Callable[[], float | None] = lambda: 0.0  # how late the next packet arrives, in seconds; None: lost
         self._key_type: int | None = _KEY_TYPE
         self._transport: asyncio.DatagramTransport | None = None
         self._closed = False
@@ -215,5 +217,13 @@ class Media(asyncio.DatagramProtocol):
             return
         self._sequence = (self._sequence + 1) & 0xFFFF
         head = struct.pack("!BBHII", 0x80, kind | marker << 7, self._sequence, timestamp & 0xFFFFFFFF, self._ssrc)
-        with contextlib.suppress(OSError):
-            self._transport.sendto(head + payload, self.remote)
+        late_s = self.wire()
+        if late_s:
+            asyncio.get_running_loop().call_later(late_s, self._out, head + payload, self.remote)
+        elif late_s is not None:
+            self._out(head + payload, self.remote)
+
+    def _out(self, packet: bytes, remote: Address) -> None:
+        if self._transport is not None:
+            with contextlib.suppress(OSError):
+                self._transport.sendto(packet, remote)

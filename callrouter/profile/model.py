@@ -368,6 +368,18 @@ class Network(_Part):
     rtp_last_port: Annotated[int, Field(ge=1025, le=25000)] = Field(13999, description="Last UDP port for audio.")
 
 
+class LoadTest(_Part):
+    """The day that `make load` plays. Nothing else depends on it."""
+
+    calls_per_hour: tuple[Annotated[float, Field(ge=0, le=100_000)], ...] = Field(
+        (3, 2, 2, 2, 2, 3, 5, 6, 7, 8, 8, 8, 8, 7, 7, 7, 8, 9, 10, 10, 9, 8, 6, 5),
+        min_length=24,
+        max_length=24,
+        description="Calls in each hour of the city's day, the first from 00:00 to 01:00. The default is 150 a day, as a city "
+        "of 360,000 has them.",
+    )
+
+
 class Profile(_Part):
     """One city."""
 
@@ -393,6 +405,7 @@ class Profile(_Part):
     retention: Retention = Retention()
     network: Network = Network()
     carrier_records: CarrierRecords = CarrierRecords()
+    load_test: LoadTest = LoadTest()
 
     @property
     def languages(self) -> tuple[str, ...]:

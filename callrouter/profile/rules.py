@@ -25,6 +25,8 @@ def contradictions(profile: Profile) -> Iterator[Trouble]:
     yield from _places(profile)
     yield from _sizes(profile)
     yield from _carrier_records(profile)
+    if not any(profile.load_test.calls_per_hour):
+        yield ("load_test", "calls_per_hour"), "the day of `make load` has no calls", "write at least one, or take it out"
 
 
 def missing(profile: Profile) -> Iterator[Trouble]:
