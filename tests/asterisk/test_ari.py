@@ -365,6 +365,25 @@ async def test_a_line_that_fails_in_the_menu_costs_seconds_only(lab: Lab, connec
     await caller.hang_up()
 
 
+@pytest.mark.parametrize("moment", ["before the call is given back", "just after"])
+async def test_a_class_that_was_decided_outlives_the_timer(lab: Lab, connect: Connect, taker: Phone, moment: str) -> None:
+    async def dies(call: Call) -> None:
+        await call.set("IVR", "fire|en|key 2")
+        if moment == "just after":
+            await call.go("classified", "T")  # where the timer sends a call that has left the menu and did not stop it yet
+        await asyncio.Event().wait()
+
+    line = await connect(dies)
+    await line.connected()
+    caller = await lab.answered_caller()
+    assert caller.answered_at is not None
+    assert await _rung(taker, 5) - caller.answered_at < DEAD_AIR_S
+    assert caller.live
+    classed = [line for line in (lab.state / "journal" / "cel.csv").read_text().splitlines() if line.startswith('"CLASS"')]
+    assert "fire|en|key 2" in classed[-1]
+    await caller.hang_up()
+
+
 async def test_a_key_is_served_on_a_slow_line(lab: Lab, connect: Connect, taker: Phone) -> None:
     line = await connect(_menu(lab))
     await line.connected()
