@@ -6,7 +6,6 @@ configuration. Files are replaced whole and atomically, so that a running Asteri
 """
 
 import contextlib
-import math
 import os
 import re
 import secrets
@@ -78,8 +77,6 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
 
     data, modules = installation(settings.asterisk_binary)
     ports = settings.ports(profile)
-    channels = sum(trunk.channels for trunk in profile.trunks)
-    calls = math.ceil(channels * 1.5) + profile.operators.phones
     context = {
         "profile": profile,
         "state": state,
@@ -90,9 +87,7 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
         "sip_address": profile.network.sip_address,
         "secret": lambda name: secret(state, name),
         "system_name": "callrouter",
-        "max_calls": calls,
-        "max_files": 1024 + 8 * calls,  # six descriptors a call before its answer, two for the recording
-        "no_answer_ms": 1000 * min(queue.ring_s for queue in profile.queues) - 500,
+        "max_files": 1024 + 8 * profile.max_calls,  # six descriptors a call before its answer, two for the recording
         "overflow_after": lambda queue: _overflow_after(profile, queue),
         "dialable": [(profile.outside.number, profile.outside.trunk)] if profile.outside.number else [],
     }
@@ -110,7 +105,9 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
 def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone]) -> None:
     """Write the operators' SIP accounts and the queues' members; `reload` makes a running Asterisk read them."""
     environment, generated = _environment(), settings.state / "etc" / "generated"
-    text = environment.get_template("operators.conf.j2").render(operators=phones, rtp_timeout_s=profile.operators.rtp_timeout_s)
+    text = environment.get_template("operators.conf.j2").render(
+        operators=phones, rtp_timeout_s=profile.operators.rtp_timeout_s, language=profile.languages[0]
+    )
     _write(generated / "operators.conf", text)
     for queue in profile.queues:
         members = [(phone.sip_user, penalty) for phone in phones for code, penalty in phone.queues if code == queue.code]

@@ -75,6 +75,19 @@ def test_every_queue_has_its_rules_and_its_way_on(name: str, profiles: dict[str,
         assert values(variables, f"OVERFLOW_TO_{queue.code}") == [queue.overflow_to or ""]
         given_up = "" if queue.code == profile.waiting_queue else str(queue.overflow_after_s)
         assert values(variables, f"OVERFLOW_AFTER_{queue.code}") == [given_up]
+        (let_ring_ms,) = values(variables, f"NO_ANSWER_MS_{queue.code}")
+        assert queue.ring_s - 1 < int(let_ring_ms) / 1000 < queue.ring_s, "a ring that was cut short is nobody's fault"
+
+
+def test_the_first_language_is_the_citys(profiles: dict[str, Profile], here: Settings) -> None:
+    kecil = with_outside_number(profiles["kecil"])
+    city = kecil.city.model_copy(update={"languages": ("ms",)})
+    town = kecil.model_copy(update={"city": city, "prompts": {"ms": kecil.prompts["id"]}})
+    conf.render(here, town, [OPERATOR])
+    files = rendered(here)
+    assert values(files["generated/trunks.conf"], "language") == ["ms", "ms"]  # the trunk's callers, and calls outside
+    assert values(files["generated/operators.conf"], "language") == ["ms"]
+    assert values(files["pjsip.conf"], "language") == []
 
 
 def test_the_waiting_queue_gives_up_only_for_an_outside_number(profiles: dict[str, Profile], here: Settings) -> None:
@@ -265,7 +278,7 @@ def test_any_other_text_stays_in_its_value(tmp_path_factory: pytest.TempPathFact
     conf.write_operators(Settings(state=state, CALLROUTER_DATABASE_URL=None, ASTERISK=None), kecil, [Phone("op-a", text, ())])
     lines = (state / "etc" / "generated" / "operators.conf").read_text().split("\n")
     (line,) = [line for line in lines if line.startswith("password_digest")]
-    assert len(lines) == 14
+    assert len(lines) == 15
     # As Asterisk reads it (main/config.c): an unescaped `;` begins a comment, `\\;` is one.
     assert re.split(r"(?<!\\);", line) == [line]
     assert line.replace("\\;", ";") == f"password_digest = MD5:{text}"
