@@ -61,7 +61,7 @@ lint: $(VENV)  ## ruff (format and lint), mypy --strict
 docs: $(VENV)  ## write the generated pages of docs/ anew
 	@.venv/bin/python -m tools.docs
 
-setup: $(VENV) $(PREFIX) $(PROMPTS)
+setup: $(VENV) $(PREFIX) $(PROMPTS)  ## what all of them need: Python packages, Asterisk, SIPp, prompts
 
 $(VENV): requirements.lock pyproject.toml
 	@echo "set-up: Python packages (about a minute, once)" >&2

@@ -71,6 +71,14 @@ def test_every_command_and_route_is_told() -> None:
         assert f"{route}`" in text, route
 
 
+def test_every_metric_is_told() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "callrouter").rglob("*.py"))
+    metrics = set(re.findall(r'"(callrouter_\w+)"', code))
+    assert "callrouter_live_calls" in metrics
+    assert {name for name in metrics if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
