@@ -403,7 +403,7 @@ def _recordings(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sec
         else:
             total.differ("−", "WITHOUT A CALL", "disk", call_id)
             recorded = w.recordings[call_id]
-            over = w.now - recorded.written_at > _QUIET_S or any(boot > recorded.written_at for boot in w.boots)
+            over = w.now - recorded.written_at > _QUIET_S or any(boot > began(call_id) + 1 for boot in w.boots)
             mend = REPLAY if call_id in w.journal or call_id in w.emergency else REBUILD if over else ""
             found.append(Finding("recording without call", call_id, f"{recorded.file} belongs to no call", mend))
     for row in calls:

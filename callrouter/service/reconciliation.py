@@ -128,11 +128,12 @@ class Reconciliation:
             todo = [one for one in report.findings if one.mend and one not in tried]
             if not todo:
                 break
-            tried.update(todo)
-            mended += await self._mend(known, todo)
+            done = await self._mend(known, report, todo)
+            tried.update(one.finding for one in done)
+            mended += done
         return reconcile(await self._witnesses(since, until, carrier)), mended
 
-    async def _mend(self, w: Witnesses, todo: Sequence[Finding]) -> list[Mended]:
+    async def _mend(self, w: Witnesses, report: Report, todo: Sequence[Finding]) -> list[Mended]:
         mended = []
         if replays := [one for one in todo if one.mend == REPLAY]:
             journal, emergency = (self._state / name / "cel.csv" for name in ("journal", "emergency"))
@@ -147,9 +148,10 @@ class Reconciliation:
                     await recordings.save(connection, one.name, found)
                 mended.append(Mended(one, f"its recording is {found.state}"))
         rebuilds = [one for one in todo if one.mend == REBUILD]
-        # An INVITE may be that of a recording or a CDR without a call: those first, the rest of the INVITEs next round.
-        of_calls = [one for one in rebuilds if one.kind != "invite without call"]
-        for one in of_calls or rebuilds:
+        # An INVITE may be that of a recording or a CDR without a call: while there are such, mended or not, INVITEs wait.
+        if any(one.kind in ("recording without call", "cdr without call", "journal without call") for one in report.findings):
+            rebuilds = [one for one in rebuilds if one.kind != "invite without call"]
+        for one in rebuilds:
             call = await asyncio.to_thread(self._rebuilt, w, one)
             fact = Fact(call, True, is_test(call, self._test_secret), RECONCILIATION)
             async with writing(self._database) as connection:
