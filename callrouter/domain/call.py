@@ -77,6 +77,8 @@ class Call(NamedTuple):
     operator_answered_at: float | None = None
     outside_answered_at: float | None = None
     talking: tuple[str, ...] = ()  # operators' and outside channels that share the caller's bridge
+    bridge: str = ""  # the caller's
+    near: tuple[tuple[str, str], ...] = ()  # (bridge, channel) of others who belong to the call
     left_by_other: bool = False  # the other party hung up, and nobody took the caller over yet
     requeue_cause: int | None = None
     ended_at: float | None = None
@@ -197,7 +199,7 @@ def stronger(proof: str | None, known: str | None) -> bool:
 
 def shown(call: Call) -> Call:
     """The call without what only the fold needs: where this is equal, nothing changed for people."""
-    return call._replace(seen_at=0, linkedid="", talking=(), left_by_other=False, requeue_cause=None)
+    return call._replace(seen_at=0, linkedid="", talking=(), bridge="", near=(), left_by_other=False, requeue_cause=None)
 
 
 def state(call: Call) -> dict[str, Any]:
@@ -210,6 +212,7 @@ def restored(state: Mapping[str, Any]) -> Call:
     return call._replace(
         queues=tuple(call.queues),
         talking=tuple(call.talking),
+        near=tuple((bridge, channel) for bridge, channel in call.near),
         notes=tuple((at, text) for at, text in call.notes),
         story=tuple((at, what, who) for at, what, who in call.story),
     )
@@ -303,14 +306,16 @@ def _outside_result(call: Call, event: Event) -> _Changes:
 
 
 def _enter(call: Call, event: Event) -> _Changes:
-    changes: _Changes = {}
-    for channel in event.peer.split(","):
+    # A journal that was written late names no peers any more: Asterisk looks them up as it writes. The bridge's id tells as well.
+    bridge = _bridge(event)
+    changes: _Changes = {"bridge": bridge}
+    for channel in (*event.peer.split(","), *(channel for other, channel in call.near if other == bridge != "")):
         changes |= _talks(call._replace(**changes), channel, event.at)
     return changes
 
 
 def _exit(call: Call, event: Event) -> _Changes:
-    changes: _Changes = {}
+    changes: _Changes = {"bridge": ""}
     for channel in call.talking:
         changes |= _leaves(call._replace(**changes), channel, event.at)
     return changes
@@ -374,11 +379,18 @@ def _rings(call: Call, event: Event) -> _Changes:
 
 
 def _other_enters(call: Call, event: Event) -> _Changes:
-    return _talks(call, event.channel, event.at) if call.channel in event.peer.split(",") else {}
+    bridge = _bridge(event)
+    changes: _Changes = {}
+    if bridge and (bridge, event.channel) not in call.near and len(call.near) < _LIST_MAX:
+        changes["near"] = (*call.near, (bridge, event.channel))
+    if call.channel in event.peer.split(",") or bridge == call.bridge != "":
+        changes |= _talks(call, event.channel, event.at)
+    return changes
 
 
 def _other_exits(call: Call, event: Event) -> _Changes:
-    return _leaves(call, event.channel, event.at) if event.channel in call.talking else {}
+    changes: _Changes = {"near": tuple(one for one in call.near if one[1] != event.channel)}
+    return changes | (_leaves(call, event.channel, event.at) if event.channel in call.talking else {})
 
 
 def _transferred(call: Call, event: Event) -> _Changes:
@@ -465,6 +477,11 @@ def _extra(event: Event) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return extra if isinstance(extra, dict) else {}
+
+
+def _bridge(event: Event) -> str:
+    found = _extra(event).get("bridge_id")
+    return _text(found) if isinstance(found, str) else ""
 
 
 def _fields(event: Event, count: int) -> list[str]:
