@@ -172,6 +172,23 @@ async def test_a_dead_phone_hands_the_caller_to_the_next_operator(lab: Lab) -> N
     assert (ticket["call"]["outcome"], ticket["call"]["ended_by"], ticket["call"]["hangup_cause"]) == ("answered", "caller", 16)
 
 
+async def test_a_dead_phones_caller_is_ahead_of_everybody_in_the_next_queue_too(lab: Lab) -> None:
+    operator = await lab.operator("medical")
+    caller = await lab.answered_caller()
+    caller.media.press("1")
+    talking = await talk_of(operator)
+    waiting = await lab.answered_caller()
+    waiting.media.press("0")
+    await until(lambda: len(lab.waiting()) == 1, "another one waits")
+    await operator.register(0)  # nobody is left in medical
+    talking.go_dead()
+    await until(lambda: [priority for _, priority in lab.waiting()] == [10, 0], "he waits there as well, as the first", 15)
+    await lab.operator("call_takers")
+    since = time.monotonic()
+    await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, since), "he hears the call taker")
+    assert not waiting.media.heard.has_tone(OPERATOR_HZ)
+
+
 async def test_a_held_call_is_not_a_dead_one(lab: Lab) -> None:
     operator = await lab.operator("medical")
     caller = await lab.answered_caller()

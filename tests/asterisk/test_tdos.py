@@ -1,7 +1,6 @@
 """Numbers that ring again and again (TDoS), on the real stack: nobody is dropped, and everybody else gets through as before."""
 
 import asyncio
-import re
 import statistics
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from callrouter.phone import Dialog, Phone
+from callrouter.phone import Dialog, Phone, declines
 from tests.support import until
 from tests.support.lab import Lab, own_stack
 from tools.sipp import OPERATOR_HZ
@@ -18,19 +17,12 @@ NOTE = "this number rings again and again: queued behind first-time callers"
 _NUMBERS, _RATE, _ATTACK, _REAL, _QUIET = 50, 5, 310, 20, 6
 
 
-def waiting(lab: Lab, queue: str = "call_takers") -> list[tuple[str, int]]:
-    """Who waits, the first first: (channel, priority)."""
-    return [
-        (channel, int(prio)) for channel, prio in re.findall(r"\d+\. (\S+) \(.*prio: (-?\d+)\)", lab.cli(f"queue show {queue}"))
-    ]
-
-
 async def waits(lab: Lab, number: str | None = None, key: str = "0") -> Dialog:
     """A caller in the waiting queue."""
-    before = len(waiting(lab))
+    before = len(lab.waiting())
     caller = await lab.answered_caller(number)
     caller.media.press(key)
-    await until(lambda: len(waiting(lab)) == before + 1, "one more waits")
+    await until(lambda: len(lab.waiting()) == before + 1, "one more waits")
     return caller
 
 
@@ -50,11 +42,11 @@ async def served(operator: Phone, *callers: Dialog) -> list[Dialog]:
 
 async def test_a_repeated_number_waits_behind_first_time_callers(lab: Lab) -> None:
     again = [await waits(lab, "08129990001") for _ in range(3)]
-    assert [prio for _, prio in waiting(lab)] == [0, 0, 0]
+    assert [prio for _, prio in lab.waiting()] == [0, 0, 0]
     again.append(await waits(lab, "+628129990001"))
-    await until(lambda: [prio for _, prio in waiting(lab)] == [-10] * 4, "its first calls are moved back too")
+    await until(lambda: [prio for _, prio in lab.waiting()] == [-10] * 4, "its first calls are moved back too")
     first_time = await waits(lab)
-    assert [prio for _, prio in waiting(lab)] == [0, *[-10] * 4]
+    assert [prio for _, prio in lab.waiting()] == [0, *[-10] * 4]
     operator = await lab.operator("call_takers")
     assert await served(operator, first_time, *again) == [first_time, *again]
     notes = [[note["text"] for note in (await lab.ticket(one))["notes"]] for one in (first_time, *again)]
@@ -67,32 +59,42 @@ async def test_it_stays_behind_after_a_key_in_the_queue_and_in_the_next_queue(la
     for key in ("3", "3"):  # security has no operators, so he comes back; then the class is known
         repeated[3].media.press(key)
         await asyncio.sleep(0.5)  # the key's tone itself
-    await until(lambda: len(waiting(lab)) == 5, "he is back")
-    assert [prio for _, prio in waiting(lab)] == [0, *[-10] * 4]
+    await until(lambda: len(lab.waiting()) == 5, "he is back")
+    assert [prio for _, prio in lab.waiting()] == [0, *[-10] * 4]
     operator = await lab.operator("call_takers")
     assert await served(operator, first_time, *repeated) == [first_time, *repeated]
     assert (await lab.ticket(repeated[3]))["class"] == "security"
 
 
+async def test_it_stays_behind_when_the_outside_number_took_nobody(line_lab: tuple[Lab, Phone]) -> None:
+    lab, line = line_lab
+    line.on_invite = declines(486)
+    for _ in range(4):
+        await waits(lab, "08129990003")
+    await waits(lab)
+    # The first three are moved back by the daemon each time they come to a queue, the fourth by the dialplan.
+    await until(lambda: [prio for _, prio in lab.waiting()] == [10, -5, -10, -10, -10], "all were tried outside and are back", 60)
+
+
 async def test_callers_without_a_number_are_not_one_number(lab: Lab) -> None:
     for _ in range(5):
         await waits(lab, "anonymous")
-    assert [prio for _, prio in waiting(lab)] == [0] * 5
+    assert [prio for _, prio in lab.waiting()] == [0] * 5
 
 
 async def test_a_key_for_an_agency_without_operators_costs_nobody_his_place(lab: Lab) -> None:
     callers = [await waits(lab) for _ in range(3)]
-    places = [channel for channel, _ in waiting(lab)]
-    callers[1].media.press("3")
-    # He leaves the waiting queue and is back before we can look: his class, which the next key does not change, is the trace.
-    await until(lambda: (lab.state / "journal" / "cel.csv").read_text().count("JOINEMPTY|security") == 1, "security had nobody")
-    await until(lambda: [channel for channel, _ in waiting(lab)] == places, "everybody has his place")
-    callers[2].media.press("4")
-    callers[0].media.press("3")
-    await until(lambda: (lab.state / "journal" / "cel.csv").read_text().count("JOINEMPTY|") == 3, "the others did the same")
-    callers[1].media.press("1")  # known by now
-    await asyncio.sleep(1)
-    await until(lambda: sorted(channel for channel, _ in waiting(lab)) == sorted(places), "all wait")
+    places = lab.waiting()
+
+    def came() -> int:
+        """How often somebody came to the waiting queue: he leaves it and is back before we can look."""
+        return (lab.state / "journal" / "cel.csv").read_text().count('""extra"":""call_takers"')
+
+    for n, key in ((1, "3"), (2, "4"), (0, "3"), (1, "1")):  # the last one is known by now, and stays because of that
+        before = came()
+        callers[n].media.press(key)
+        await until(lambda before=before: came() == before + 1, "he comes back")  # type: ignore[misc]
+        await until(lambda: lab.waiting() == places, "everybody has his place")
     operator = await lab.operator("call_takers")
     assert (await served(operator, *callers)) == callers
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import urllib.request
@@ -184,6 +185,11 @@ class Lab:
     def ready_members(self) -> int:
         """How many operators would be rung now."""
         return list(conf.members(self.stack.settings).values()).count("ready")
+
+    def waiting(self, queue: str = "call_takers") -> list[tuple[str, int]]:
+        """Who waits there, the first first: (channel, priority)."""
+        found = re.findall(r"\d+\. (\S+) \(.*prio: (-?\d+)\)", self.cli(f"queue show {queue}"))
+        return [(channel, int(prio)) for channel, prio in found]
 
     def cli(self, command: str) -> str:
         return conf.cli(self.stack.settings, command) or ""
