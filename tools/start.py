@@ -65,9 +65,11 @@ def _tell_boot(state: Path, now: float) -> None:
 
 
 def wait_for_predecessor(state: Path) -> None:
-    """Return when no Asterisk of this stack runs any more. SIGTERM to us ends it, and us."""
+    """Return when no Asterisk of this stack runs any more. SIGTERM to us ends it, and us; so does our supervisor's end: the
+    next one has a process of its own that waits, and only one of them may start Asterisk."""
     from callrouter.asterisk.process import AsteriskProcess
 
+    supervisor = os.getppid()
     predecessor = AsteriskProcess.find(state)
     if predecessor is None:
         return
@@ -78,6 +80,8 @@ def wait_for_predecessor(state: Path) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     predecessor.wait()
+    if os.getppid() != supervisor:
+        sys.exit(0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

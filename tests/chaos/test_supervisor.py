@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from callrouter.config import ROOT
 from tests.chaos.steps import seconds_until_answered, stopped, talk
@@ -71,6 +72,36 @@ async def test_calls_and_parts_outlive_the_supervisor_and_make_up_takes_them_ove
     took = await seconds_until_answered(lab, time.monotonic(), 5)
     print(f"an Asterisk that was taken over is killed: next INVITE answered after {took:.1f} s")
     assert pids(lab)["asterisk"] != asterisk
+
+
+async def test_an_asterisk_that_was_taken_over_twice_is_started_again_once(lab: Lab) -> None:
+    asterisk = lab.pid("asterisk")
+    for _ in range(2):
+        os.kill(lab.pid("supervisord"), signal.SIGKILL)
+        await until(lab.stack.unsupervised, "the supervisor is gone")
+        await asyncio.to_thread(lab.stack.up)
+    assert lab.pid("asterisk") == asterisk
+    starts = _starts(lab)
+    os.kill(asterisk, signal.SIGKILL)
+    await seconds_until_answered(lab, time.monotonic(), 5)
+    await lab.ready(30)
+    assert _starts(lab) == starts + 1
+    assert len(_asterisks(lab)) == 1
+
+
+def _starts(lab: Lab) -> int:
+    return (lab.state / "journal" / "cel.csv").read_bytes().count(b'"BOOT"')
+
+
+def _asterisks(lab: Lab) -> list[int]:
+    """The processes that are this stack's Asterisk, or that wait to become it."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+            if str(lab.state / "etc" / "asterisk.conf").encode() in words:
+                found.append(int(directory.name))
+    return found
 
 
 async def test_a_stack_that_was_taken_over_stops_as_a_whole(lab: Lab) -> None:
