@@ -35,7 +35,7 @@ status: $(VENV)  ## what runs, since when, and whether it is ready
 	@.venv/bin/python -m tools.stack status
 
 test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp; most wait for calls, so WORKERS=3 do so side by side
-	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sqlite; every caller's record is held against the tickets
 	@.venv/bin/python -m tests.chaos.storm --minutes $(MINUTES) --seed $(SEED) --database $(DATABASE)

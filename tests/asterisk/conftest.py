@@ -12,10 +12,10 @@ from tests.support.lab import LINE_HZ, Lab, make_stack, outside, running_stack, 
 from tests.support.ports import leased_offset
 
 
-@pytest.fixture(scope="session")
-def running(short_directory: Path) -> Iterator[Lab]:
-    """The stack that most tests share."""
-    with running_stack(short_directory / "shared") as lab:
+@pytest.fixture(scope="module")
+def running(short_directory: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The stack that most tests of a module share."""
+    with running_stack(short_directory / request.module.__name__.rpartition(".")[2]) as lab:
         yield lab
 
 
@@ -27,12 +27,13 @@ async def lab(running: Lab) -> AsyncIterator[Lab]:
     await running.hang_up_all()
 
 
-@pytest.fixture(scope="session")
-def running_with_line(short_directory: Path) -> Iterator[tuple[Lab, int]]:
+@pytest.fixture(scope="module")
+def running_with_line(short_directory: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Lab, int]]:
     """A stack whose profile has an outside number, and the port at which that number's phone is rung."""
     with leased_offset() as offset:
         port = 6100 + offset
-        stack = make_stack(short_directory / "line", offset, outside(f"sip:127.0.0.4:{port}"))
+        directory = short_directory / f"{request.module.__name__.rpartition('.')[2]}_line"
+        stack = make_stack(directory, offset, outside(f"sip:127.0.0.4:{port}"))
         try:
             yield asyncio.run(start(stack)), port
         finally:

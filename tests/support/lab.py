@@ -196,7 +196,11 @@ class Lab:
 
 
 def make_stack(
-    directory: Path, offset: int, change: Callable[[str], str] = lambda text: text, database_url: str | None = None
+    directory: Path,
+    offset: int,
+    change: Callable[[str], str] = lambda text: text,
+    database_url: str | None = None,
+    asterisk: Path | None = None,
 ) -> Stack:
     """A stack not started yet, with Ambon's profile as `change` makes it. It ends with this process, however that ends."""
     directory.mkdir(exist_ok=True)
@@ -205,7 +209,7 @@ def make_stack(
     narrow = text.replace("[network]\n", f"[network]\nrtp_last_port = {10000 + AUDIO_PORTS - 1}\n")
     profile.write_text(change(narrow))
     here = Settings(
-        state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=database_url, ASTERISK=None
+        state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=database_url, ASTERISK=asterisk
     )
     return Stack(here, load_profile(profile), owner=os.getpid())
 

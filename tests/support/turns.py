@@ -4,7 +4,7 @@ Most wait for calls, so a worker for each of them leaves the processors idle. A 
 it, and has it for itself: it waits until no other test runs, and none begins meanwhile. What workers share is two locks on files
 of this checkout, which end with the process that holds them, however it ends.
 
-Tests of one file, or of one session-wide stack, stay on one worker (pytest-xdist's `loadgroup`): each stack is started once.
+A file's tests stay on one worker (`--dist loadfile` of pytest-xdist), which starts the file's stack once.
 """
 
 import fcntl
@@ -13,19 +13,11 @@ from pathlib import Path
 
 import pytest
 
-_SHARED_STACKS = {"running", "running_with_line"}
 _TURN, _MACHINE = Path(__file__), Path(__file__).with_name("__init__.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: loads the machine or measures it; no other test runs beside it")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        shared = _SHARED_STACKS & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("shared stacks" if shared else item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
