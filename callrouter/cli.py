@@ -33,6 +33,21 @@ for name, group in (
     app.add_typer(group, name=name)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"callrouter {version('callrouter')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """The city's 112."""
+
+
 @app.command()
 def run() -> None:
     """The daemon: menu, journal to tickets, upkeep. Ends with code 78 where a restart would not help."""

@@ -419,7 +419,7 @@ def _status(stack: Stack, as_json: bool) -> int:
             table.add_row(
                 one.name, str(one.pid or "does not run"), f"{one.since.astimezone():%Y-%m-%d %H:%M:%S}" if one.since else ""
             )
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
         console.print(table)
         detail = "" if state["status"] == "ready" else f": {state.get('detail') or _what_is_wrong(state)}"
         console.print(f"{state['status']}{detail}", markup=False)

@@ -73,4 +73,4 @@ def replay() -> None:
             )
 
     done = with_database(work)
-    print(f"{done.calls} calls rebuilt from {done.records} records; {done.bad_records} set aside")
+    print(f"{done.calls} call{'' if done.calls == 1 else 's'} rebuilt from {done.records} records; {done.bad_records} set aside")

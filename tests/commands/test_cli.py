@@ -9,6 +9,7 @@ import subprocess
 import time
 from asyncio import to_thread
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 # --- usage ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_packages(cli: Cli) -> None:
+    assert cli("--version") == f"callrouter {version('callrouter')}\n"
 
 
 def test_help_of_every_command_at_once(cli: Cli) -> None:
