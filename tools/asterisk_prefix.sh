@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # asterisk_prefix.sh DIRECTORY [--relock]
 #
-# Unpacks Asterisk 22, its sounds, SIPp and espeak-ng from Debian packages into DIRECTORY. No root, and the machine's own
-# packages, lists and libraries stay as they are: a private apt fetches, dpkg-deb unpacks, and the programs start through the
+# Unpacks Asterisk 22, its sounds, SIPp, espeak-ng and (for a test) libfaketime from Debian packages into DIRECTORY. No root, and
+# the machine's own packages, lists and libraries stay as they are: a private apt fetches, dpkg-deb unpacks, and the programs start through the
 # C library's loader that came with them. (Debian 12 and 13 have no asterisk package of their own; the next one has.)
 #
 # The packages are pinned in debian-packages.lock: only what the programs and the modules of asterisk-conf/modules.conf link
@@ -13,7 +13,7 @@
 set -euo pipefail
 umask 022
 release=forky
-roots=(asterisk asterisk-core-sounds-en-wav asterisk-moh-opsound-wav sip-tester espeak-ng)
+roots=(asterisk asterisk-core-sounds-en-wav asterisk-moh-opsound-wav sip-tester espeak-ng libfaketime)
 later_modules=(res_srtp res_crypto codec_opus_open_source)  # browsers' phones need them: their libraries are kept too
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 lock=$here/debian-packages.lock
@@ -149,7 +149,7 @@ if [ -n "$relock" ]; then  # keep the packages that the programs and modules lin
     echo "# name version architecture sha256 of the packages that asterisk_prefix.sh unpacks; written by its --relock"
     while read -r deb; do
       read -r name version of < <(dpkg-deb --showformat '${Package} ${Version} ${Architecture}\n' -W "$deb")
-      case $name in asterisk | asterisk-modules | asterisk-core-sounds-en* | asterisk-moh-* | sip-tester | espeak-ng*) keep=yes ;;
+      case $name in asterisk | asterisk-modules | asterisk-core-sounds-en* | asterisk-moh-* | sip-tester | espeak-ng* | libfaketime) keep=yes ;;
         *) keep=$(dpkg-deb --fsys-tarfile "$deb" | tar -t | sed 's#^\./##' | grep -Fxm1 -f <(echo "$needed") || true) ;;
       esac
       [ -z "$keep" ] || echo "$name $version $of $(sha256sum "$deb" | cut -d' ' -f1)"

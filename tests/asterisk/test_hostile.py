@@ -122,7 +122,7 @@ async def test_what_asterisk_refuses_is_counted_by_code_and_makes_no_ticket(lab:
     before, tickets = refused(lab).get(str(code), 0), len(lab.tickets())
     assert await decided(await lab.caller(**call)) == code
     await until(lambda: refused(lab).get(str(code), 0) == before + 1, "it is counted", 8)
-    assert f'code="{code}"' in lab.get_bytes("/metrics").decode()
+    await until(lambda: f'code="{code}"' in lab.get_bytes("/metrics").decode(), "the console tells it too")
     assert len(lab.tickets()) == tickets
 
 

@@ -1,6 +1,7 @@
 """Port offsets for stacks of tests, so that several test runs on one machine do not meet."""
 
 import fcntl
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,24 @@ _OFFSETS = tuple(2200 * n for n in range(1, 10))
 AUDIO_PORTS = 1200
 # Above the last place nobody's ports follow: a stack there may use so many for audio.
 WIDE_AUDIO_PORTS = 2600
+
+
+def _nobody_there(offset: int) -> bool:
+    """A stack whose owner was killed ends some seconds after the lease."""
+    for base, kind in (
+        (5060, socket.SOCK_DGRAM),
+        (9060, socket.SOCK_DGRAM),
+        (8112, socket.SOCK_STREAM),
+        (8113, socket.SOCK_STREAM),
+    ):
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", base + offset))
+            except OSError:
+                return False
+    return True
 
 
 @contextmanager
@@ -30,6 +49,8 @@ def leased_offset(seconds: float = 600.0, *, wide: bool = False) -> Iterator[int
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    continue
+                if not _nobody_there(offset):
                     continue
                 yield offset
                 return
