@@ -3,10 +3,10 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callrouter.asterisk.hep import Packet, Refusals, Sip, parse_hep, parse_sip
+from callrouter.asterisk.hep import Packet, Refusals, Sip, concerns_invite, parse_hep, parse_sip
 
 SERVER = ("192.0.2.2", 5060)
 CARRIER = ("192.0.2.1", 5060)  # carriers too use the usual port
@@ -77,6 +77,26 @@ def test_ipv6_addresses_and_chunks_of_others() -> None:
 )  # fmt: skip
 def test_what_is_no_packet(data: bytes) -> None:
     assert parse_hep(data) is None
+
+
+_HOSTILE = st.lists(
+    st.sampled_from(["\r\n", "\n", "\r", " ", "\x0b", "\u2003", "CSeq", "c\u017feq", ":", "1 ", "OPTIONS", "CSeq: 1 OPTIONS\r\n"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=1500)
+@given(_HOSTILE, _HOSTILE)
+def test_no_invite_is_taken_for_something_else(before: list[str], after: list[str]) -> None:
+    text = "".join(("INVITE sip:112@x SIP/2.0\r\nCall-ID: a@x\r\n", *before, "CSeq: 1 INVITE\r\n", *after, "\r\n\r\n"))
+    sip = parse_sip(text)
+    assert concerns_invite(text) or sip is None or sip.method != "INVITE"
+
+
+def test_messages_of_no_interest_are_told_by_their_cseq() -> None:
+    assert concerns_invite("SIP/2.0 200 OK\r\nCSeq: 7 INVITE\r\nAllow: OPTIONS\r\n\r\n")
+    assert not concerns_invite("SIP/2.0 200 OK\r\nCSeq: 7 OPTIONS\r\nAllow: INVITE\r\n\r\n")
+    assert not concerns_invite("BYE sip:112@x SIP/2.0\r\ncseq:\t8  BYE\r\n\r\n")
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda rest: b"HEP3\0\0" + rest))
