@@ -88,11 +88,14 @@ class Upkeep:
             self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
         else:
             self._health.set(True, "recordings are written")
+        judged = {}
         for one in due:
-            found = await asyncio.to_thread(self.judge, one, now)
-            if found is not None:
-                async with writing(self._database) as connection:
-                    await recordings.save(connection, one.call_id, found)
+            if (found := await asyncio.to_thread(self.judge, one, now)) is not None:
+                judged[one.call_id] = found
+        if judged:
+            async with writing(self._database) as connection:
+                for call_id, found in judged.items():
+                    await recordings.save(connection, call_id, found)
         if now >= self._next_housekeeping:
             async with writing(self._database) as connection:
                 await recordings.forget_changes(connection, now)
