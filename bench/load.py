@@ -194,7 +194,7 @@ def measure(
             _ms(rung[call.number], call.keyed_at if load.keys else call.answered_at) for call in answered if call.number in rung
         ],
         failed=_failed(load, answered, rung, crowd.errors() if run.poll() else ""),
-        wrong=contender.wrong(answered, load.class_) if answered else [],
+        wrong=contender.wrong(answered, load.class_, mute=load.mute) if answered else [],
         ear=heard,
     )
 
