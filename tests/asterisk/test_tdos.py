@@ -14,7 +14,7 @@ from tests.support.lab import Lab, own_stack
 from tools.sipp import OPERATOR_HZ
 
 NOTE = "this number rings again and again: queued behind first-time callers"
-_NUMBERS, _RATE, _ATTACK, _REAL, _QUIET = 50, 5, 310, 20, 6
+_NUMBERS, _RATE, _ATTACK, _REAL, _QUIET = 50, 5, 290, 20, 6
 
 
 async def waits(lab: Lab, number: str | None = None, key: str = "0") -> Dialog:
@@ -131,13 +131,13 @@ async def test_50_numbers_at_5_calls_a_second_do_not_keep_real_callers_from_4_op
         lab.sipp.operators(port, ring_ms=100)
         await asyncio.to_thread(lab.sipp.register, [(user, password) for _, user, password in lines], port)
         await until(lambda: lab.ready_members() == 4, "4 operators are ready")
-        quiet = await real_callers(lab, _QUIET, 0.8)
+        quiet = await real_callers(lab, _QUIET, 0.5)
 
         rows = [(f"0811777{n % _NUMBERS:04d}", "", "0") for n in range(_ATTACK)]
-        attack = lab.sipp.callers("caller_keys", rows, before_ms=1500, stay_ms=8000, rate=_RATE)
+        attack = lab.sipp.callers("caller_keys", rows, before_ms=1500, stay_ms=6000, rate=_RATE)
         # A number is known by its fourth call: here after 30 s. Real callers come from just before that to the end.
-        await asyncio.sleep(26)
-        real = await real_callers(lab, _REAL, 1.8)
+        await asyncio.sleep(27)
+        real = await real_callers(lab, _REAL, 1.6)
         assert await asyncio.to_thread(attack.wait, 60) == 0, attack.errors()  # nobody was hung up on, refused, or not answered
         attacked = attack.calls()
         assert len(attacked) == _ATTACK
