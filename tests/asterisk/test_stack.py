@@ -32,7 +32,8 @@ class Place:
 
     def __init__(self, state: Path, offset: int) -> None:
         self.state, self.offset = state, offset
-        self.environment = {**os.environ, "CALLROUTER_STATE": str(state), "CALLROUTER_PORT_OFFSET": str(offset)}
+        own = {"CALLROUTER_STATE": str(state), "CALLROUTER_PORT_OFFSET": str(offset), "STACK_OWNER": str(os.getpid())}
+        self.environment = {**os.environ, **own}
         self.stack = Stack(Settings(state=state, port_offset=offset, CALLROUTER_DATABASE_URL=None, ASTERISK=None))
 
     def begin(self, *target: str) -> "subprocess.Popen[str]":
