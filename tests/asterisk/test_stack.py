@@ -267,7 +267,7 @@ async def test_down_waits_for_a_call_but_not_for_ever_and_the_logs_are_quiet(pla
     await caller.hang_up()
     done = await asyncio.to_thread(_end, down)
     assert done.returncode == 0
-    assert "channels in use; waiting up to 30 s" in done.stderr
+    assert "1 channels in use; new calls are refused; waiting up to 30 s" in done.stderr
     assert time.monotonic() - hung_up < 20
     assert place.processes() == []
     assert "\n".join(_loud(place.state / "log")) == ""
