@@ -56,12 +56,3 @@ def leased_offset(seconds: float = 600.0, *, wide: bool = False) -> Iterator[int
                 return
         time.sleep(0.2)
     raise RuntimeError(f"all places for test stacks are taken for {seconds:.0f} s: {directory}")
-
-
-def _free(offset: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sip:
-        try:
-            sip.bind(("127.0.0.1", 5060 + offset))
-        except OSError:
-            return False
-    return True
