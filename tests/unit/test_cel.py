@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callrouter.asterisk.cel import RECORD_MAX, Bad, Journal
+from callrouter.asterisk.cel import POLL_S, RECORD_MAX, Bad, Journal
 from callrouter.domain.call import Event
 
 
@@ -256,6 +257,33 @@ async def test_following(tmp_path: Path) -> None:
             journal.wake()
             await asyncio.sleep(0)
     assert taken.result() == [event(n) for n in range(6)]
+
+
+async def _batches(journal: Journal, count: int, limit: int) -> int:
+    """How many batches so many records came in."""
+    batches = taken = 0
+    async for batch in journal.follow(limit):
+        batches, taken = batches + 1, taken + len(batch.events)
+        if taken >= count:
+            break
+    return batches
+
+
+async def test_who_is_up_to_date_gets_few_batches_who_lags_gets_them_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "cel.csv"
+    journal = Journal(path, {})
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        began = time.monotonic()
+        batches = group.create_task(_batches(journal, 60, 500))
+        for n in range(60):
+            with path.open("ab") as file:
+                file.write(line(event(n)))
+            journal.wake()
+            await asyncio.sleep(0.01)
+    assert 2 <= batches.result() <= (time.monotonic() - began) / POLL_S + 2
+    path.write_bytes(b"".join(line(event(n)) for n in range(300)))
+    async with asyncio.timeout(150 * POLL_S / 2):  # a pause after each batch would take twice as long
+        assert await _batches(Journal(path, {}), 300, 2) == 150
 
 
 async def test_a_journal_that_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
