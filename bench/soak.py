@@ -62,8 +62,7 @@ def main() -> int:
         finally:
             soak.crowd.stop()
     faults = [*wrong, *leaks(soak.samples)]
-    calls = soak.samples[-1].calls if soak.samples else 0
-    said = f"{calls} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
+    said = f"{soak.done} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
     said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
     save(RESULTS / "soak.json", {"machine": machine, "said": said, "samples": [asdict(one) for one in soak.samples]})
     _plot(soak.samples)
@@ -79,7 +78,7 @@ class Soak:
         self._load, self._seconds = Load("soak", "caller_keys", 0, rate, stay_ms=3_000), seconds
         self._every_s = max(5.0, seconds / _SAMPLES)
         self._began = time.monotonic()
-        self._done = 0  # calls of runs that have ended
+        self.done = 0  # calls of runs that have ended
 
     def run(self, console: Console) -> list[str]:
         """What was wrong with calls and tickets."""
@@ -94,16 +93,16 @@ class Soak:
                 run = self.crowd.callers(self._load, count)
                 self._watch(run, shown, bar)
                 calls = run.calls()
-                self._done += len(calls)
+                self.done += len(calls)
                 wait_until(lambda: self.contender.channels() == 0 and self.contender.settled(), "all calls are over", 60)
                 if run.poll() or len(calls) != count:
                     wrong.append(f"{count - sum(call.as_written for call in calls)} calls failed: {run.errors()[:300]}")
                 wrong += self.contender.wrong(calls, self._load.class_)
-                console.print(f"{self._done} calls, {len(wrong)} faults; {_told(self.samples[-1])}", markup=False)
-        if (rows := self.contender.rows()) != self._done:
-            wrong.append(f"{rows} calls in the database, {self._done} were made")
+                console.print(f"{self.done} calls, {len(wrong)} faults; {_told(self.samples[-1])}", markup=False)
+        if (rows := self.contender.rows()) != self.done:
+            wrong.append(f"{rows} calls in the database, {self.done} were made")
         time.sleep(self._every_s)
-        last = self._sample([])
+        last = self._sample([], self.done)
         if last.channels or last.audio_ports:
             wrong.append(f"left over: {last.channels} channels, {last.audio_ports} audio ports")
         return wrong
@@ -117,16 +116,17 @@ class Soak:
             if time.monotonic() >= due:
                 due += self._every_s
                 calls = run.calls()
-                self.samples.append(self._sample(calls[seen:]))
+                self.samples.append(self._sample(calls[seen:], self.done + len(calls)))
                 seen = len(calls)
 
-    def _sample(self, calls: Sequence[SippCall]) -> Sample:
+    def _sample(self, calls: Sequence[SippCall], so_far: int) -> Sample:
+        """`calls` are those since the sample before."""
         programs, rung = self.contender.processes(), self.crowd.rung_at()
         invited = [1000 * (call.answered_at - call.rang_at) for call in calls if call.answered_at and call.rang_at]
         rings = [1000 * (rung[call.number] - call.keyed_at) for call in calls if call.keyed_at and call.number in rung]
         return Sample(
             time.monotonic() - self._began,
-            self._done + len(calls),
+            so_far,
             memory_mb(programs),
             {name: descriptors(pid) for name, pid in programs.items()},
             {name: threads(pid) for name, pid in programs.items()},
