@@ -6,6 +6,7 @@ where it can be told, else as received, and None only if the network sent none.
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -26,6 +27,7 @@ class Caller(NamedTuple):
     no_sim: bool  # a handset without SIM: the network sent the equipment's number (IMEI) instead of a caller's
 
 
+@lru_cache(maxsize=1024)  # of each call it is asked with every change
 def normalise(number: str, name: str, presentation: str, identity: str, sender: str, country: str, area: str) -> Caller:
     """`number`, `name`, `presentation`: Asterisk's CALLERID(num), (name) and (num-pres); `identity` and `sender`: the
     headers P-Asserted-Identity and From, whole; `country` and `area`: the city's codes without prefixes, "62" and "911"."""

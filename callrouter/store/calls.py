@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
+from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -117,7 +118,7 @@ async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) 
     """Tell the screens, in the transaction that makes it true."""
     if keys:
         now = datetime.now(UTC)
-        await connection.execute(sa.insert(change), [{"at": now, "kind": kind, "key": key} for key in keys])
+        await connection.execute(_CHANGE_INSERT, [{"at": now, "kind": kind, "key": key} for key in keys])
 
 
 class _Known(NamedTuple):
@@ -131,30 +132,43 @@ def _counts(fact: Fact, known: _Known, rebuild: bool) -> bool:
     return known.proof is None or stronger(fact.proof, known.proof)
 
 
+# Statements that run with every batch are built once: building one costs more than executing it.
+_KNOWN = (
+    sa.select(ticket.c.call_id, ticket.c.number, call.c.ended_from)
+    .outerjoin(call, call.c.call_id == ticket.c.call_id)  # a ticket whose call is gone keeps its number
+    .where(ticket.c.call_id.in_(sa.bindparam("call_ids", expanding=True)))
+)
+_HELD = sa.select(journal_position.c.offset).where(
+    journal_position.c.node == sa.bindparam("of_node"), journal_position.c.file == sa.bindparam("of_file")
+)
+
+
+_TICKET_INSERT, _CHANGE_INSERT = sa.insert(ticket), sa.insert(change)
+
+
 async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
-    rows = await connection.execute(
-        sa.select(ticket.c.call_id, ticket.c.number, call.c.ended_from)
-        .outerjoin(call, call.c.call_id == ticket.c.call_id)  # a ticket whose call is gone keeps its number
-        .where(ticket.c.call_id.in_(call_ids))
-    )
+    rows = await connection.execute(_KNOWN, {"call_ids": list(call_ids)})
     return {call_id: _Known(of_ticket, ended_from) for call_id, of_ticket, ended_from in rows}
 
 
 async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:
-    held = await connection.scalar(
-        sa.select(journal_position.c.offset).where(journal_position.c.node == node, journal_position.c.file == position.file)
-    )
+    held = await connection.scalar(_HELD, {"of_node": node, "of_file": position.file})
     if (held or 0) != position.known:
         raise Moved
     await upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": position.end}], ("offset",))
 
 
 async def _write_calls(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(call)
+    await connection.execute(_call_upsert(connection.dialect.name), rows)
+
+
+@cache
+def _call_upsert(dialect: str) -> sa.Insert:
+    insert = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(call)
     update: dict[str, Any] = {name: insert.excluded[name] for name in _FACTS}
     # The signature's secret may be gone when a call is rebuilt: what was a test stays one.
     update["test"] = sa.or_(call.c.test, insert.excluded.test)
-    await connection.execute(insert.on_conflict_do_update(index_elements=["call_id"], set_=update), rows)
+    return insert.on_conflict_do_update(index_elements=["call_id"], set_=update)
 
 
 async def _numbered(connection: AsyncConnection, city: City, calls: Sequence[Call]) -> dict[str, str]:
@@ -189,12 +203,18 @@ async def _open_tickets(
         for fact in facts
     ]
     if rows:
-        await connection.execute(sa.insert(ticket), rows)
+        await connection.execute(_TICKET_INSERT, rows)
 
 
 async def _update_tickets(connection: AsyncConnection, facts: Sequence[Fact], callers: Mapping[str, Caller]) -> None:
     if not facts:
         return
+    rows = [{"call_id": fact.call.id, **_copies(fact, callers[fact.call.id])} for fact in facts]
+    await connection.execute(_ticket_update(), [{f"_{name}": value for name, value in row.items()} for row in rows])
+
+
+@cache
+def _ticket_update() -> sa.Update:
     untouched = ticket.c.version == 0
     values: dict[str, Any] = {
         name: sa.case((untouched, sa.bindparam(f"_{name}", type_=ticket.c[name].type)), else_=ticket.c[name])
@@ -202,9 +222,7 @@ async def _update_tickets(connection: AsyncConnection, facts: Sequence[Fact], ca
     }
     values |= {name: sa.bindparam(f"_{name}") for name in ("outcome", "caller_number", "caller_name")}
     values["test"] = sa.or_(ticket.c.test, sa.bindparam("_test", type_=sa.Boolean))
-    statement = sa.update(ticket).where(ticket.c.call_id == sa.bindparam("_call_id")).values(values)
-    rows = [{"call_id": fact.call.id, **_copies(fact, callers[fact.call.id])} for fact in facts]
-    await connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
+    return sa.update(ticket).where(ticket.c.call_id == sa.bindparam("_call_id")).values(values)
 
 
 def _copies(fact: Fact, caller: Caller) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +263,22 @@ async def upsert(
     """Insert rows. Where the primary key exists: update the columns named (or mapped to expressions), or nothing."""
     if not rows:
         return
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
-    if update:
-        given = update if isinstance(update, Mapping) else {name: insert.excluded[name] for name in update}
-        statement = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(given))
-    else:
-        statement = insert.on_conflict_do_nothing(index_elements=list(table.primary_key))
+    dialect = connection.dialect.name
+    statement = _upsert(dialect, table, update) if isinstance(update, Mapping) else _named_upsert(dialect, table, tuple(update))
     await connection.execute(statement, rows)
+
+
+def _upsert(dialect: str, table: sa.Table, update: Mapping[str, Any] | tuple[str, ...]) -> sa.Insert:
+    insert = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+    if not update:
+        return insert.on_conflict_do_nothing(index_elements=list(table.primary_key))
+    given = update if isinstance(update, Mapping) else {name: insert.excluded[name] for name in update}
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(given))
+
+
+@cache
+def _named_upsert(dialect: str, table: sa.Table, update: tuple[str, ...]) -> sa.Insert:
+    return _upsert(dialect, table, update)
 
 
 def sqlite_file(url: str) -> Path | None:
