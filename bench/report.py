@@ -20,7 +20,7 @@ def bench(results: Path, console: Console) -> int:
     blocks: list[Row] = found["blocks"]
     good = [one for one in blocks if not void(one)]
     left_out = [one for one in blocks if void(one)]
-    faults = [f"{one['contender']}, {one['load']}, round {one['round'] + 1}: {text}" for one in blocks for text in _faults(one)]
+    faults = [f"{one['contender']}, {one['load']}, round {one['round'] + 1}: {text}" for one in blocks if (text := _faults(one))]
     silence_s = load_profile(ROOT / "profiles" / "ambon.toml").limits.silence_to_human_s
     kept = verdicts(good, silence_s)
     text = "# make bench\n\n" + "".join(f"- {name}: {value}\n" for name, value in found["machine"].items())
@@ -132,8 +132,10 @@ def curve(path: Path, title: str, x: str, y: str, lines: Mapping[str, Sequence[t
     _save(figure, path)
 
 
-def _faults(block: Row) -> list[str]:
-    return [*block["failed"], *block["wrong"]]
+def _faults(block: Row) -> str:
+    """How many, and the first of them."""
+    found = [*block["failed"], *block["wrong"]]
+    return f"{len(found)} faults, the first: {found[0].splitlines()[0][:200]}" if found else ""
 
 
 def _spread(spread: Spread, digits: int) -> str:
