@@ -7,6 +7,8 @@ restart it again and again: its own retry never runs, since its connection loses
 import errno
 import http.client
 import os
+import sys
+import xmlrpc.client
 
 from superlance import httpok
 
@@ -21,4 +23,7 @@ class Alive(httpok.HTTPOk):  # type: ignore[misc]  # superlance is untyped
 
 if __name__ == "__main__":
     httpok.HTTPOk = Alive
-    httpok.main()
+    try:
+        httpok.main()
+    except (OSError, xmlrpc.client.Error):  # the supervisor does not answer: it is ending, and we with it
+        sys.exit(1)

@@ -194,6 +194,7 @@ async def test_a_held_call_is_not_a_dead_one(lab: Lab) -> None:
     caller = await lab.answered_caller()
     caller.media.press("1")
     talking = await talk_of(operator)
+    await until(lambda: talking.media.heard.has_tone(CALLER_HZ), "they hear each other")  # bridged: now there is who can be held
     await talking.hold()
     talking.media.stop()
     held = time.monotonic()
