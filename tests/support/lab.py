@@ -260,11 +260,17 @@ def running_stack(directory: Path, change: Callable[[str], str] = quicker) -> It
 
 
 @asynccontextmanager
-async def own_stack(directory: Path, change: Callable[[str], str] = lambda text: text, *, wide: bool = False) -> AsyncIterator[Lab]:
+async def own_stack(
+    directory: Path,
+    change: Callable[[str], str] = lambda text: text,
+    *,
+    wide: bool = False,
+    database_url: str | None = None,
+) -> AsyncIterator[Lab]:
     """A stack for one test alone, in a new directory; everything on it ends with the block. `wide`: see `leased_offset`."""
     with ExitStack() as held:
         offset = await asyncio.to_thread(held.enter_context, leased_offset(wide=wide))
-        stack = make_stack(directory, offset, change)
+        stack = make_stack(directory, offset, change, database_url)
         try:
             lab = await start(stack)
             try:
