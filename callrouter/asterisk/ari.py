@@ -38,6 +38,7 @@ _PING_S = 1.0
 _QUIET_S = 2.5  # without a message: told as not well
 _SILENCE_S = 10.0  # without a message: the connection is dead
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 3.0  # an emergency line never backs off for long
+_LATE_S = 60.0  # so long after a loss, Asterisk may come to an attempt that we gave up
 
 
 class AriError(Exception):
@@ -56,7 +57,10 @@ class AriUnreachable(AriError):
 
 
 class ApplicationReplaced(Exception):
-    """Another daemon registered the same application: this one takes no more calls and must end."""
+    """Another daemon registered the same application: this one takes no more calls and must end.
+
+    An Asterisk that was stuck does the same when it comes to an older attempt of ours, after the one that serves; then we connect
+    anew."""
 
 
 class Call:
@@ -146,6 +150,7 @@ class Ari:
 
     async def run(self) -> None:
         """Serve calls until cancelled. Raises ApplicationReplaced."""
+        lost = -math.inf
         async with aiohttp.ClientSession() as session:
             while True:
                 try:
@@ -154,10 +159,15 @@ class Ari:
                     reason = str(self._socket.exception() or "Asterisk closed the connection")
                 except aiohttp.WSServerHandshakeError as error:
                     reason = f"Asterisk refuses the connection with HTTP status {error.status}"
+                except ApplicationReplaced:
+                    if time.monotonic() - lost > _LATE_S:
+                        raise
+                    reason = "an earlier attempt of ours took the application"
                 except (aiohttp.ClientError, OSError, TimeoutError, AriError) as error:
                     reason = f"{type(error).__name__} {error}".strip()
                 finally:
                     self._drop()
+                lost = time.monotonic()
                 self._health.set(False, reason)
                 log.warning("ari lost", reason=reason)
                 await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.5))

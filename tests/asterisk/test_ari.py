@@ -228,6 +228,22 @@ async def test_another_daemon_ends_this_one(lab: Lab, connect: Connect) -> None:
     assert len(first.calls) == 1
 
 
+async def test_an_attempt_of_our_own_that_hung_does_not_end_us(lab: Lab, connect: Connect) -> None:
+    """An Asterisk that was stuck comes to an older connection after the one that serves already."""
+    line = await connect()
+    await line.connected()
+    line.proxy.cut()
+    await line.lost()
+    await line.connected()
+    hung = await connect()
+    with pytest.raises(ApplicationReplaced):
+        async with asyncio.timeout(10):
+            await hung.task  # we take the application back
+    await line.connected()
+    await lab.answered_caller()
+    await until(lambda: len(line.calls) == 1, "new calls come to us")
+
+
 async def _end(call: Call) -> None:
     await call.set("X", "1")
     await call.go("messages", "s")
