@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,20 @@ class Day:
         self.lab, self.calls, self.ids = lab, calls, ids
         self.state = lab.state
 
+    @contextmanager
+    def database(self) -> Iterator[sqlite3.Connection]:
+        """Committed and closed at the end: a connection left to the garbage collector deletes SQLite's files whenever it likes."""
+        with closing(sqlite3.connect(self.state / "callrouter.db")) as database, database:
+            yield database
+
     def sql(self, *statements: str) -> None:
-        with sqlite3.connect(self.state / "callrouter.db") as database:
+        with self.database() as database:
             for statement in statements:  # foreign keys are off in a new connection: a damaged database may hold anything
                 database.execute(statement)
 
     def ticket(self, call_id: str) -> sqlite3.Row:
         """The one ticket of that call, with the call."""
-        with sqlite3.connect(self.state / "callrouter.db") as database:
+        with self.database() as database:
             database.row_factory = sqlite3.Row
             (found,) = database.execute("SELECT * FROM ticket JOIN call USING (call_id) WHERE call_id = ?", (call_id,)).fetchall()
             assert isinstance(found, sqlite3.Row)
@@ -269,7 +276,7 @@ def test_a_call_that_only_cdr_and_recording_know_gets_its_ticket_and_the_journal
 
 def _carrier(day: Day, *, without: str = "", more: str = "", by_number: bool = False) -> Path:
     """The carrier's records of that day: its clock is 20 s ahead."""
-    with sqlite3.connect(day.state / "callrouter.db") as database:
+    with day.database() as database:
         rows = database.execute("SELECT call_id, arrived_at, caller_raw, sip_call_id FROM call WHERE NOT test").fetchall()
     path = day.state / "carrier.csv"
     lines = ["begin,a number,call id,price"]

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def lost(lab: Lab) -> list[dict[str, Any]]:
 
 
 def forget(lab: Lab, call_id: str) -> None:
-    with sqlite3.connect(lab.state / "callrouter.db", timeout=10) as database:
+    with closing(sqlite3.connect(lab.state / "callrouter.db", timeout=10)) as database, database:
         for table in ("ticket", "call"):
             database.execute(f"DELETE FROM {table} WHERE call_id = ?", (call_id,))
 
