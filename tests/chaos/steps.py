@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import re
 import signal
+import socket
+import struct
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from callrouter.phone import Dialog, Phone
 from tests.support import until
 from tests.support.lab import Lab
 from tools.sipp import OPERATOR_HZ
+
+_PIDFD_GETFD = 438  # Linux 5.6, the same on every architecture
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
 
 
 def log_of(lab: Lab, event: str) -> list[dict[str, Any]]:
@@ -59,6 +65,52 @@ async def stopped(pid: int) -> AsyncIterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def connections(pid: int, port: int) -> Iterator[socket.socket]:
+    """That process's own TCP connections to a port of 127.0.0.1: what is done to one of them is done to the process. Raises
+    ProcessLookupError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile; not a socket; not connected
+                if not os.readlink(link).startswith("socket:"):
+                    continue
+                copy = libc.syscall(_PIDFD_GETFD, process, int(link.name), 0)
+                if copy < 0:
+                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                with socket.socket(fileno=copy) as one:
+                    if one.family == socket.AF_INET and one.getpeername() == ("127.0.0.1", port):
+                        yield one
+    finally:
+        os.close(process)
+
+
+def cut(pid: int, port: int) -> int:
+    """End the process's connections to that port, for both sides. How many there were."""
+    count = 0
+    for one in connections(pid, port):
+        one.shutdown(socket.SHUT_RDWR)
+        count += 1
+    return count
+
+
+@contextlib.contextmanager
+def deaf(pid: int, *ports: int) -> Iterator[None]:
+    """Whatever comes to the process's connections to those ports is dropped, as by a network, and comes again at the end. New
+    connections are not concerned."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction of BPF: pass 0 bytes
+    program = struct.pack("HP", 1, ctypes.addressof(nothing))
+    held = [one.dup() for port in ports for one in connections(pid, port)]
+    for one in held:
+        one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    try:
+        yield
+    finally:
+        for one in held:
+            one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            one.close()
 
 
 _TRACER = """
