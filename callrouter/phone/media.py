@@ -52,9 +52,9 @@ class Heard:
         """Was that frequency heard for half a second or more?"""
         return has_tone(self.samples(since), hz)
 
-    def tone_since(self, hz: float) -> float | None:
+    def tone_since(self, hz: float, since: float = 0.0) -> float | None:
         """When that frequency was first heard (to 100 ms)."""
-        packets = list(self._packets)
+        packets = [(at, payload) for at, payload in self._packets if at >= since]
         for n in range(0, len(packets) - 5, 5):
             if has_tone(linear(b"".join(payload for _, payload in packets[n : n + 30])), hz):
                 return packets[n][0]

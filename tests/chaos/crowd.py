@@ -21,6 +21,7 @@ _DEAF_S = 20.0  # nothing heard for so long: the line is dead, the citizen hangs
 _ANSWER_S = 40.0  # an INVITE is sent again for 32 s
 _HUMAN_S = 90.0
 _TURN_S = 0.1
+_BEFORE_S = 2.0  # a voice may be heard before the phone knows that its answer was heard
 
 
 def epoch(instant: float) -> float:
@@ -49,6 +50,7 @@ class Citizen:
         self.dialog: Dialog | None = None
         self.keyed_at: float | None = None  # the last key's last packet, or the INFO's 200
         self.talking = asyncio.Event()  # an operator took the call
+        self.taken_at: float | None = None  # the first of them
         self.gave_up = False  # as the script says
 
     @property
@@ -69,8 +71,10 @@ class Citizen:
         return self.dialog is not None and self.dialog.live
 
     def human_at(self) -> float | None:
-        """When an operator's voice was first heard, by the citizen's own ears."""
-        return self.dialog.media.heard.tone_since(OPERATOR_HZ) if self.dialog else None
+        """When an operator's voice was first heard, by the citizen's own ears; looked for where an operator took the call."""
+        if self.dialog is None:
+            return None
+        return self.dialog.media.heard.tone_since(OPERATOR_HZ, (self.taken_at or self.dialog.invited_at) - _BEFORE_S)
 
     def worst_silence_s(self) -> float:
         """The longest stretch without sound between the answer and a human's voice (or the call's end)."""
@@ -206,6 +210,7 @@ class Crowd:
             if await _within(ring_s, dialog.ended):
                 return
             await dialog.phone.answer(dialog)
+            citizen.taken_at = citizen.taken_at or time.monotonic()
             citizen.talking.set()
             if hold and not await _within(1.5, dialog.ended):
                 with contextlib.suppress(SipError):

@@ -139,6 +139,7 @@ class TestHeard:
         assert heard.has_tone(500)
         assert not heard.has_tone(500, since=11.7)
         assert heard.tone_since(500) == pytest.approx(11, abs=0.11)
+        assert heard.tone_since(500, since=11.2) == pytest.approx(11.2, abs=0.03)
         assert heard.tone_since(800) is None
         assert (heard.packets, heard.seconds, heard.first_at) == (100, 2.0, 10)
 
