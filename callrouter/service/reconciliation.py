@@ -145,7 +145,7 @@ class Reconciliation:
             found = await asyncio.to_thread(self._upkeep.judge, due, datetime.now(UTC)) if due else None
             if found is not None:
                 async with writing(self._database) as connection:
-                    await recordings.save(connection, one.name, found)
+                    await recordings.save(connection, {one.name: found})
                 mended.append(Mended(one, f"its recording is {found.state}"))
         rebuilds = [one for one in todo if one.mend == REBUILD]
         # An INVITE may be that of a recording or a CDR without a call: while there are such, mended or not, INVITEs wait.

@@ -75,15 +75,14 @@ class Upkeep:
 
     async def once(self, now: datetime) -> None:
         """One round."""
-        for journal in self._journals:
-            await asyncio.to_thread(rotate, journal, now)
+        await asyncio.to_thread(self._rotate, now)
         self._asked = time.monotonic()
         async with self._database.connect() as connection:
             due = await recordings.due(connection, self._node)
             live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
         self._asked = None
         self._database_health.set(True, self._database.dialect.name)
-        unwritten = await asyncio.to_thread(self._absent, live)
+        unwritten = await asyncio.to_thread(self._absent, live) if live else 0
         if unwritten:
             self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
         else:
@@ -94,12 +93,15 @@ class Upkeep:
                 judged[one.call_id] = found
         if judged:
             async with writing(self._database) as connection:
-                for call_id, found in judged.items():
-                    await recordings.save(connection, call_id, found)
+                await recordings.save(connection, judged)
         if now >= self._next_housekeeping:
             async with writing(self._database) as connection:
                 await recordings.forget_changes(connection, now)
             self._next_housekeeping = now + _HOUSEKEEPING
+
+    def _rotate(self, now: datetime) -> None:
+        for journal in self._journals:
+            rotate(journal, now)
 
     def judge(self, due: Due, now: datetime) -> Found | None:
         """What became of the recording of an ended call; None while it may still be written."""

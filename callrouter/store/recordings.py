@@ -1,5 +1,6 @@
 """What upkeep asks and tells the database: recordings due, what was found of them, and old news to forget."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -34,19 +35,16 @@ class Found(NamedTuple):
 
 async def due(connection: AsyncConnection, node: str) -> list[Due]:
     """The newest first: one whose file stays open to writing holds up no other."""
-    mine = call.c.node == node, call.c.ended_at.is_not(None), call.c.recording_state.is_(None)
-    return await _due(connection, _DUE.where(*mine).order_by(call.c.ended_at.desc()).limit(_AT_ONCE))
+    return _due(await connection.execute(_DUE_NOW, {"of_node": node}))
 
 
 async def due_again(connection: AsyncConnection, call_id: str) -> Due | None:
     """That ended call, whatever was found of its recording before."""
-    return next(iter(await _due(connection, _DUE.where(call.c.call_id == call_id, call.c.ended_at.is_not(None)))), None)
+    found = await connection.execute(_DUE.where(call.c.call_id == call_id, call.c.ended_at.is_not(None)))
+    return next(iter(_due(found)), None)
 
 
-_DUE = sa.select(*(call.c[name] for name in ("call_id", "recording_path", "answered_at", "ended_at", "ended_from", "outcome")))
-
-
-async def _due(connection: AsyncConnection, statement: sa.Select[Any]) -> list[Due]:
+def _due(found: sa.CursorResult[Any]) -> list[Due]:
     return [
         Due(
             row.call_id,
@@ -55,37 +53,45 @@ async def _due(connection: AsyncConnection, statement: sa.Select[Any]) -> list[D
             row.ended_at,
             row.ended_from == CUT and row.outcome == "lost",
         )
-        for row in await connection.execute(statement)
+        for row in found
     ]
 
 
 async def being_made(connection: AsyncConnection, node: str, answered_before: datetime) -> list[str]:
     """Paths that must exist by now: calls in progress that were answered before that instant."""
-    rows = await connection.execute(
-        sa.select(call.c.recording_path).where(
-            call.c.node == node,
-            call.c.ended_at.is_(None),
-            call.c.answered_at < answered_before,
-            call.c.recording_path.is_not(None),
-        )
-    )
-    return list(rows.scalars())
+    return list(await connection.scalars(_BEING_MADE, {"of_node": node, "before": answered_before}))
 
 
-async def save(connection: AsyncConnection, call_id: str, found: Found) -> None:
-    await connection.execute(
-        sa.update(call)
-        .where(call.c.call_id == call_id)
-        .values(
-            recording_state=found.state,
-            recording_seconds=found.seconds,
-            recording_sha256=found.sha256,
-            recording_file=found.file,
-            recording_until=found.until,
-        )
-    )
-    number = await connection.scalar(sa.select(ticket.c.number).where(ticket.c.call_id == call_id))
-    await announce(connection, "ticket", [number] if number else [])
+async def save(connection: AsyncConnection, found: Mapping[str, Found]) -> None:
+    """What became of the recordings of those calls, by call id."""
+    if not found:
+        return
+    await connection.execute(_SAVE, [{"of_call": call_id, **one._asdict()} for call_id, one in found.items()])
+    numbers = await connection.scalars(_NUMBERS, {"call_ids": list(found)})
+    await announce(connection, "ticket", list(numbers))
+
+
+# These run each second: built once, as building costs more than running.
+_DUE = sa.select(*(call.c[name] for name in ("call_id", "recording_path", "answered_at", "ended_at", "ended_from", "outcome")))
+_DUE_NOW = (
+    _DUE.where(call.c.node == sa.bindparam("of_node"), call.c.ended_at.is_not(None), call.c.recording_state.is_(None))
+    .order_by(call.c.ended_at.desc())
+    .limit(_AT_ONCE)
+)
+_BEING_MADE = sa.select(call.c.recording_path).where(
+    call.c.node == sa.bindparam("of_node"),
+    call.c.ended_at.is_(None),
+    call.c.answered_at < sa.bindparam("before"),
+    call.c.recording_path.is_not(None),
+)
+_SAVE = (
+    sa.update(call)
+    .where(call.c.call_id == sa.bindparam("of_call"))
+    .values({f"recording_{name}": sa.bindparam(name) for name in Found._fields})
+)
+_NUMBERS = (
+    sa.select(ticket.c.number).where(ticket.c.call_id.in_(sa.bindparam("call_ids", expanding=True))).order_by(ticket.c.number)
+)
 
 
 async def forget_changes(connection: AsyncConnection, now: datetime) -> None:

@@ -22,7 +22,7 @@ async def due(database: AsyncEngine, node: str = NODE) -> list[Due]:
 
 async def save(database: AsyncEngine, one: Call, found: Found = FOUND) -> None:
     async with writing(database) as connection:
-        await recordings.save(connection, one.id, found)
+        await recordings.save(connection, {one.id: found})
 
 
 async def test_ended_calls_are_due_once_the_newest_first(database: AsyncEngine) -> None:
@@ -63,6 +63,18 @@ async def test_what_was_found_is_news(database: AsyncEngine) -> None:
     found = Found(row.recording_state, row.recording_seconds, row.recording_sha256, row.recording_file)
     assert found == FOUND
     assert await news(database) == [("ticket", "AMB-20260121-0001")] * 2
+
+
+async def test_several_are_saved_in_one_go_each_with_its_own(database: AsyncEngine) -> None:
+    await record(database, over(1), over(2), over(3))
+    missing = Found("missing", None, None, None)
+    async with writing(database) as connection:
+        await recordings.save(connection, {over(1).id: FOUND, over(2).id: missing})
+        await recordings.save(connection, {})
+    async with database.connect() as connection:
+        states = (await connection.execute(sa.select(call.c.recording_state).order_by(call.c.call_id))).scalars().all()
+    assert list(states) == ["ok", "missing", None]
+    assert (await news(database))[3:] == [("ticket", "AMB-20260121-0001"), ("ticket", "AMB-20260121-0002")]
 
 
 async def test_recordings_that_must_exist_by_now(database: AsyncEngine) -> None:

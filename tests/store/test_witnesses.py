@@ -62,7 +62,7 @@ async def test_a_cut_call_lived_until_its_recording_ends(database: AsyncEngine) 
     assert before["notes"][-1]["text"] == "lived at least until 2026-09-21T14:13:21.000000Z, as the last journal record proves"
     until = datetime.fromtimestamp(AT, UTC) + timedelta(seconds=6)
     async with writing(database) as connection:
-        await recordings.save(connection, ID, recordings.Found("partial", 6.0, "0" * 64, "recordings/x.wav", until))
+        await recordings.save(connection, {ID: recordings.Found("partial", 6.0, "0" * 64, "recordings/x.wav", until)})
     await tell(database, TOLD["cut"], rebuild=True)  # a rebuild knows nothing of recordings and keeps what upkeep found
     async with database.connect() as connection:
         (after,) = (await tickets.search(connection, tickets.Filters(outcome="lost"), None, 5, "62", "911"))["items"]
