@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -69,19 +70,16 @@ class Upkeep:
             try:
                 await self.once(datetime.now(UTC))
             except AWAY as error:
-                self._asked = None
                 self._database_health.set(False, error_text(error))
             await asyncio.sleep(_LOOK_S)
 
     async def once(self, now: datetime) -> None:
         """One round."""
         await asyncio.to_thread(self._rotate, now)
-        self._asked = time.monotonic()
-        async with self._database.connect() as connection:
-            due = await recordings.due(connection, self._node)
-            live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
-        self._asked = None
-        self._database_health.set(True, self._database.dialect.name)
+        with self._asking():
+            async with self._database.connect() as connection:
+                due = await recordings.due(connection, self._node)
+                live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
         unwritten = await asyncio.to_thread(self._absent, live) if live else 0
         if unwritten:
             self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
@@ -92,16 +90,28 @@ class Upkeep:
             if (found := await asyncio.to_thread(self.judge, one, now)) is not None:
                 judged[one.call_id] = found
         if judged:
-            async with writing(self._database) as connection:
-                await recordings.save(connection, judged)
+            with self._asking():
+                async with writing(self._database) as connection:
+                    await recordings.save(connection, judged)
         if now >= self._next_housekeeping:
-            async with writing(self._database) as connection:
-                await recordings.forget_changes(connection, now)
+            with self._asking():
+                async with writing(self._database) as connection:
+                    await recordings.forget_changes(connection, now)
             self._next_housekeeping = now + _HOUSEKEEPING
 
     def _rotate(self, now: datetime) -> None:
         for journal in self._journals:
             rotate(journal, now)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Whether, and how long, the database lets us wait is told meanwhile."""
+        self._asked = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked = None
+        self._database_health.set(True, self._database.dialect.name)
 
     def judge(self, due: Due, now: datetime) -> Found | None:
         """What became of the recording of an ended call; None while it may still be written."""

@@ -1,5 +1,6 @@
 """What upkeep finds of a recording, one by one and in a round; the journal's size; the disk's reserve."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from callrouter.store import recordings, schema
 from callrouter.store.recordings import Due, Found
 from callrouter.store.schema import call, change, writing
 from tests.store.test_calls import NODE, NOON, live, news, over, record
+from tests.support import until
 
 NOW = datetime.fromtimestamp(NOON + 3600, UTC)
 LONG_AGO = NOON + 30
@@ -237,6 +239,20 @@ async def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
     upkeep = Upkeep(schema.engine(f"sqlite+aiosqlite:///{tmp_path}/no/such.db"), tmp_path)
     with pytest.raises(schema.AWAY):
         await upkeep.once(NOW)
+
+
+async def test_a_database_that_does_not_take_what_was_found_is_told(database: AsyncEngine, desk: Desk) -> None:
+    upkeep = Upkeep(database, desk.state)
+    await upkeep.once(NOW)  # the housekeeping of this hour is done
+    await record(database, over(1, recording=str(desk.put(wav(30)))))
+    async with writing(database) as connection:
+        await connection.execute(sa.update(call).values(trunk="held"))
+        saving = asyncio.create_task(upkeep.once(NOW))
+        await until(lambda: not upkeep.database_status().ok, "it is told", 3)
+        assert "no answer for" in upkeep.database_status().detail
+    await saving
+    assert upkeep.database_status().ok
+    assert (await rows(database))[over(1).id][0] == "ok"
 
 
 async def test_of_many_unfinished_recordings_none_holds_up_the_newest(database: AsyncEngine, desk: Desk) -> None:
