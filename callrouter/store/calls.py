@@ -173,20 +173,23 @@ def _call_upsert(dialect: str) -> sa.Insert:
 
 async def _numbered(connection: AsyncConnection, city: City, calls: Sequence[Call]) -> dict[str, str]:
     """A number for each call. The day's row is locked until the transaction ends: no number is lost or given twice."""
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(day_counter)
     days = {one.id: day(one.arrived_at, city.zone) for one in calls}
     last = {}
     for of_day, count in sorted(Counter(days.values()).items()):  # one order for all: no deadlock
-        statement = insert.values(day=of_day, last=count).on_conflict_do_update(
-            index_elements=["day"], set_={"last": day_counter.c.last + count}
-        )
-        end = await connection.scalar(statement.returning(day_counter.c.last))
+        end = await connection.scalar(_counted(connection.dialect.name), {"day": of_day, "last": count})
         last[of_day] = int(end or 0) - count
     numbers = {}
     for one in calls:
         last[days[one.id]] += 1
         numbers[one.id] = number(city.prefix, days[one.id], last[days[one.id]])
     return numbers
+
+
+@cache
+def _counted(dialect: str) -> sa.Executable:
+    insert = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(day_counter)
+    more = {"last": day_counter.c.last + insert.excluded.last}
+    return insert.on_conflict_do_update(index_elements=["day"], set_=more).returning(day_counter.c.last)
 
 
 async def _open_tickets(

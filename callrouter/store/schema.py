@@ -21,6 +21,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from callrouter.store import lite
+
 # What a database that is away, busy, restarting or not migrated yet raises; the driver's own errors come from connecting.
 AWAY: tuple[type[Exception], ...] = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -202,8 +204,8 @@ def engine(url: str) -> AsyncEngine:
     """
     if not make_url(url).drivername.startswith("sqlite"):
         return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 2, "command_timeout": 30})
-    made = create_async_engine(url)
     path = make_url(url).database or ""
+    made = create_async_engine(url, async_creator=lambda: lite.Connection(path or ":memory:"))
 
     def connected(connection: Any, record: Any) -> None:
         _sqlite_connect(connection)
