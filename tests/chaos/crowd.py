@@ -21,7 +21,7 @@ _DEAF_S = 20.0  # nothing heard for so long: the line is dead, the citizen hangs
 _ANSWER_S = 40.0  # an INVITE is sent again for 32 s
 _HUMAN_S = 90.0
 _TURN_S = 0.1
-_BEFORE_S = 2.0  # a voice may be heard before the phone knows that its answer was heard
+_BEFORE_S = 5.0  # a voice may be heard before the phone knows that its answer was heard
 
 
 def epoch(instant: float) -> float:
@@ -71,10 +71,10 @@ class Citizen:
         return self.dialog is not None and self.dialog.live
 
     def human_at(self) -> float | None:
-        """When an operator's voice was first heard, by the citizen's own ears; looked for where an operator took the call."""
-        if self.dialog is None:
+        """When an operator's voice was first heard, by the citizen's own ears; nobody's is before one took the call."""
+        if self.dialog is None or self.taken_at is None:
             return None
-        return self.dialog.media.heard.tone_since(OPERATOR_HZ, (self.taken_at or self.dialog.invited_at) - _BEFORE_S)
+        return self.dialog.media.heard.tone_since(OPERATOR_HZ, self.taken_at - _BEFORE_S)
 
     def worst_silence_s(self) -> float:
         """The longest stretch without sound between the answer and a human's voice (or the call's end)."""

@@ -10,6 +10,7 @@ Asterisk carried are named), each has its one right ticket, and no caller heard 
 import argparse
 import asyncio
 import json
+import math
 import random
 import shutil
 import sys
@@ -33,6 +34,7 @@ from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
 
 _EVERY_S = 0.9  # a call so often, on average
+_SETTLED_S = 30.0  # after so long it is known whether an Asterisk that was killed carried a call
 _PHASE_S = 5.0  # how long a fault waits for a call in its phase
 _CLASSES = {"1": "medical", "2": "fire", "3": "security", "4": "non_disaster"}
 # queue → operators, how long they let it ring, chance that a talk is held. Security has too few: callers queue there.
@@ -70,6 +72,7 @@ class Storm:
         self._scene = Scene(lab, self._crowd, postgresql)
         self._plan = schedule(seed, seconds)
         self._faults: list[asyncio.Task[None]] = []
+        self._told = 0  # citizens whose own record was looked at while the storm goes on
         self.verdict = Verdict(seed, seconds, faults={name: dict.fromkeys(PHASES, 0) for name in FAULTS})
 
     async def run(self) -> Verdict:
@@ -119,8 +122,20 @@ class Storm:
             for phase in PHASES:
                 self.verdict.faults[planned.fault][phase] += len(self._crowd.in_phase(phase))
             self._faults.append(asyncio.create_task(FAULTS[planned.fault](self._scene, target)))
+            print(f"{time.monotonic() - began:6.1f} s: {planned.fault}, {planned.phase}", flush=True)
+            self._tell()
             if planned.fault in ALONE:
                 await self._faults[-1]
+
+    def _tell(self) -> None:
+        """What callers saw who hung up a while ago, for whoever watches: the verdict comes at the end."""
+        limit_s = self._lab.stack.profile.limits.max_silence_s
+        citizens = self._crowd.citizens
+        while self._told < len(citizens) and (citizens[self._told].ended_at or math.inf) < time.monotonic() - _SETTLED_S:
+            citizen = citizens[self._told]
+            self._told += 1
+            for wrong in [] if self._carried(citizen) else self._heard_by(citizen, limit_s):
+                print(f"     {citizen.call_id} ({citizen.script.what}): {wrong}", flush=True)
 
     async def _reconcile(self) -> None:
         """Every witness (SIP trace, CDR, journal, recordings, tickets) tells of the same calls."""
@@ -143,7 +158,7 @@ class Storm:
         for citizen in self._crowd.citizens:
             verdict.callers += 1
             of_call = tickets.get(citizen.call_id, [])
-            carried = [span for span in self._scene.asterisk_away if citizen.existed_at(span[0])]
+            carried = self._carried(citizen)
             human = citizen.human_at()
             verdict.reached_a_human += human is not None
             verdict.gave_up += citizen.gave_up and human is None
@@ -159,29 +174,39 @@ class Storm:
 
     def _faults_of(self, citizen: Citizen, tickets: list[dict[str, Any]], limit_s: float) -> list[str]:
         """What is wrong with a call, as its citizen and its tickets tell it."""
-        assert citizen.dialog is not None
-        carried = any(citizen.existed_at(since) for since, _ in self._scene.asterisk_away)
-        human = citizen.human_at()
-        if carried:
+        if self._carried(citizen):
             # The INVITE may have become a channel in the old Asterisk and, sent again, one in the new: each has its ticket.
             most = 2 if citizen.answered_at is None or self._answered_late(citizen) else 1
             wrong = [] if len(tickets) <= most and (tickets or citizen.answered_at is None) else [f"{len(tickets)} tickets"]
             return wrong + [f"outcome {one['call']['outcome']}" for one in tickets if one["call"]["outcome"] is None]
+        wrong = self._heard_by(citizen, limit_s)
         if citizen.answered_at is None:
-            return [f"never answered (refused with {citizen.dialog.refused})"]
+            return wrong
         if len(tickets) != 1:
-            return [f"{len(tickets)} tickets"]
-        call, class_, wrong = tickets[0]["call"], tickets[0]["class"], []
-        if human is None and not citizen.gave_up:
-            wrong.append("reached no human")
-        if citizen.worst_silence_s() > limit_s:
-            wrong.append(f"{citizen.worst_silence_s():.1f} s of silence")
+            return [*wrong, f"{len(tickets)} tickets"]
+        call, class_ = tickets[0]["call"], tickets[0]["class"]
         expected = "answered" if citizen.talking.is_set() else "abandoned_queue" if call["queues"] else "abandoned_ivr"
         if call["outcome"] != expected:
             wrong.append(f"outcome {call['outcome']}, must be {expected}")
         if class_ != citizen.script.class_ and not (class_ == "unclassified" and self._excused(citizen, tickets[0])):
             why = "; ".join(note["text"] for note in tickets[0]["notes"])
             wrong.append(f"class {class_}, must be {citizen.script.class_} ({why})")
+        return wrong
+
+    def _carried(self, citizen: Citizen) -> bool:
+        """Was the call there when an Asterisk was killed or wedged?"""
+        return any(citizen.existed_at(since) for since, _ in self._scene.asterisk_away)
+
+    def _heard_by(self, citizen: Citizen, limit_s: float) -> list[str]:
+        """What is wrong by the citizen's own ears."""
+        assert citizen.dialog is not None
+        if citizen.answered_at is None:
+            return [f"never answered (refused with {citizen.dialog.refused})"]
+        wrong, silence_s = [], citizen.worst_silence_s()
+        if citizen.human_at() is None and not citizen.gave_up:
+            wrong.append("reached no human")
+        if silence_s > limit_s:
+            wrong.append(f"{silence_s:.1f} s of silence")
         return wrong
 
     def _answered_late(self, citizen: Citizen) -> bool:
