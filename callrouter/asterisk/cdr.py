@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from callrouter.asterisk.cel import RECORD_MAX, split
-from callrouter.domain.reconcile import Cdr
+from callrouter.domain.witness import Cdr
 
 _CHUNK = 1 << 20
 _FIELDS = 14  # asterisk-conf/templates/cdr_custom.conf.j2

@@ -5,140 +5,19 @@ them does not know it, the reason is told (a line of the report) or it is a find
 call by call, so the sums add up by making; the definitions of the lines stand in docs/reliability.md.
 """
 
-import re
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, OPERATOR, OUTSIDE, RECONCILIATION, TRUNK, Call
+from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, RECONCILIATION, TRUNK
+from callrouter.domain.pairing import matched, paired
+from callrouter.domain.witness import Cdr, Row, Witnesses, began
 
 SETTLE_S = 15.0  # what is younger may not be written everywhere yet
 _JUDGED_S = 60.0  # a recording is judged by then, if upkeep runs
-_NEAR_S = 2.0  # between an INVITE and the channel made for it
 HEARD_S = 1.0  # around a call's arrival the trace must have listened
 _ANSWER_S = 40.0  # an INVITE is answered or given up by then (RFC 3261 timer B: 32 s)
 _QUIET_S = 60.0  # MixMonitor writes every 2 s while the call lives
-_ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.\d{1,9}", re.ASCII)
-
-
-# --- what the witnesses say -------------------------------------------------------------------------------------------
-
-
-class Interval(NamedTuple):
-    since: float
-    until: float
-
-
-class Invite(NamedTuple):
-    """An INVITE that came, each once however often it was sent; `code`: our final answer, if the trace saw it."""
-
-    at: float
-    sip_call_id: str
-    tag: str
-    source: str
-    authorized: bool  # with credentials: an operator's phone
-    identity: str = ""
-    sender: str = ""
-    privacy: str = ""
-    code: int | None = None
-
-
-class Cdr(NamedTuple):
-    """One record of Asterisk's CDR: a channel, and one party that it called or talked with."""
-
-    call_id: str
-    channel: str
-    other: str
-    number: str
-    extension: str
-    context: str
-    started_at: float
-    answered_at: float | None
-    ended_at: float
-    disposition: str
-    app: str
-
-
-class Told(NamedTuple):
-    """What a journal says of a call; `ended`: its last record is there."""
-
-    at: float
-    ended: bool
-    sip_call_id: str
-
-
-class Recorded(NamedTuple):
-    """A recording on disk, and when somebody last wrote to it."""
-
-    file: str
-    written_at: float
-
-
-class Row(NamedTuple):
-    """A call in the database, with its ticket."""
-
-    call_id: str
-    arrived_at: float
-    ended_at: float | None
-    ended_from: str | None
-    source: str
-    outcome: str | None
-    test: bool
-    sip_call_id: str
-    number: str | None
-    recording_state: str | None
-    ticket: str | None
-    ticket_outcome: str | None
-    ticket_test: bool
-    state: str | None
-    disposition: str | None
-
-
-class Numbering(NamedTuple):
-    """Of one day of the city: the last number given, and the tickets that are there."""
-
-    day: date
-    last: int
-    tickets: int
-
-
-class Carried(NamedTuple):
-    """A call as the carrier recorded it; the number in the form that tickets have."""
-
-    line: int
-    at: float
-    number: str | None
-    sip_call_id: str
-
-
-@dataclass(frozen=True)
-class Witnesses:
-    """Everything that is known of one period: calls that arrived in [since, until), epoch seconds; collected at `now`."""
-
-    since: float
-    until: float
-    now: float
-    calls: Sequence[Row] = ()
-    tickets_alone: Collection[str] = ()  # numbers of tickets without a call
-    numbering: Sequence[Numbering] = ()
-    invites: Sequence[Invite] = ()
-    listening: Sequence[Interval] = ()
-    cdrs: Mapping[str, Sequence[Cdr]] = field(default_factory=dict)
-    journal: Mapping[str, Told] = field(default_factory=dict)
-    emergency: Mapping[str, Told] = field(default_factory=dict)
-    unread: Collection[str] = ()  # calls of which the database does not have every record yet
-    boots: Sequence[float] = ()  # starts of Asterisk, ascending
-    recordings: Mapping[str, Recorded] = field(default_factory=dict)  # by call id
-    strange_files: Sequence[str] = ()
-    recordings_since: float = 0.0  # older ones are deleted
-    carrier: Sequence[Carried] | None = None
-    carrier_tolerance_s: float = 0.0
-
-
-# --- what the report says ---------------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
@@ -195,6 +74,7 @@ def reconcile(w: Witnesses) -> Report:
 
 
 _CALLS = "calls that reached us"
+_AT_THE_EDGE = "of calls that began just before or after this period"
 
 
 class _Sum:
@@ -210,6 +90,16 @@ class _Sum:
     def differ(self, sign: str, text: str, source: str, name: str) -> None:
         self._names.setdefault((sign, text, source), []).append(name)
 
+    def edges(self, w: Witnesses, own: Collection[str], witnessed: Collection[str], text: str, source: str) -> None:
+        """Calls that both know, and that belong to the period by one of the two only; `own`: those that do by the witness."""
+        known = {row.call_id: w.since <= row.arrived_at < w.until for row in w.calls}
+        for call_id in sorted(own):
+            if known.get(call_id) is False:
+                self.differ("−", _AT_THE_EDGE, "calls", call_id)
+        for call_id in sorted(witnessed):
+            if known.get(call_id) and call_id not in own:
+                self.differ("+", text, source, call_id)
+
     def end(self, text: str, source: str) -> Section:
         for (sign, of, where), names in self._names.items():
             self._lines.append(Line(sign, of, len(names), where, tuple(names)))
@@ -219,7 +109,7 @@ class _Sum:
 
 
 def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Section:
-    of_call = _paired(w)
+    of_call = paired(w)
     taken = {id(invite) for invite in of_call.values()}
     invites = [one for one in w.invites if w.since <= one.at < w.until]
     here = {row.call_id for row in calls}
@@ -231,7 +121,7 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
         name = one.sip_call_id
         if id(one) in taken:
             if owner[id(one)] not in here:
-                total.differ("−", "of calls that began just before or after this period", "calls", name)
+                total.differ("−", _AT_THE_EDGE, "calls", name)
         elif one.authorized:
             total.differ("−", "operators' own calls", "SIP trace", name)
         elif one.code is not None and one.code >= 300:
@@ -271,34 +161,6 @@ def _booted(w: Witnesses, one: Row, other: Row) -> bool:
     """Asterisk was started between the two."""
     first, second = sorted((one.arrived_at, other.arrived_at))
     return any(first <= boot <= second for boot in w.boots)
-
-
-def _paired(w: Witnesses) -> dict[str, Invite]:
-    """The INVITE of each call: by Call-ID, else the only one without a call that came just before the channel was made."""
-    by_id = defaultdict[str, list[Invite]](list)
-    for invite in w.invites:
-        by_id[invite.sip_call_id].append(invite)
-    pairs: dict[str, Invite] = {}
-    taken = set[int]()
-    for row in sorted(w.calls, key=lambda row: row.arrived_at):
-        free = [one for one in by_id.get(row.sip_call_id, ()) if id(one) not in taken]
-        if row.sip_call_id and free:
-            pairs[row.call_id] = invite = min(free, key=lambda one: abs(one.at - row.arrived_at))
-            taken.add(id(invite))
-    for row in w.calls:
-        if row.call_id not in pairs and not row.sip_call_id:
-            near = [one for one in _near(w.invites, row.arrived_at) if id(one) not in taken]
-            if len(near) == 1:
-                pairs[row.call_id] = near[0]
-                taken.add(id(near[0]))
-    return pairs
-
-
-def _near(invites: Sequence[Invite], at: float) -> list[Invite]:
-    """INVITEs, ordered by time, that may have made a channel at that time; operators' and refused ones did not."""
-    first = bisect_left(invites, at - _NEAR_S, key=lambda one: one.at)
-    last = bisect_left(invites, at + _NEAR_S, key=lambda one: one.at)
-    return [one for one in invites[first:last] if not one.authorized and (one.code or 0) < 300]
 
 
 def _listened(w: Witnesses, since: float, until: float) -> bool:
@@ -341,12 +203,7 @@ def _cdrs(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Section:
         else:
             total.differ("+", "WITHOUT A CDR", "calls", row.call_id)
             found.append(Finding("call without cdr", row.call_id, "Asterisk's CDR does not have this call"))
-    outside = {call_id for call_id in callers if call_id in known} - {row.call_id for row in calls}
-    for call_id in outside:
-        total.differ("−", "of calls that began just before or after this period", "calls", call_id)
-    missing = {row.call_id for row in calls if w.cdrs.get(row.call_id)} - callers.keys()
-    for call_id in missing:
-        total.differ("+", "CDR of just before or after this period", "CDR", call_id)
+    total.edges(w, callers, w.cdrs, "CDR of just before or after this period", "CDR")
     return total.end(_CALLS, "calls")
 
 
@@ -382,11 +239,7 @@ def _journal(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             found.append(Finding("journal without end", row.call_id, "the journal's records of this call are not whole"))
         elif row.ended_from == EMERGENCY and not told.ended and emergency is None:
             found.append(Finding("emergency record missing", row.call_id, "the emergency record told its end, and is gone"))
-    here = {row.call_id for row in calls}
-    for call_id in sorted((own & known) - here):
-        total.differ("−", "of calls that began just before or after this period", "calls", call_id)
-    for call_id in sorted((w.journal.keys() & here) - own):
-        total.differ("+", "first record just before or after this period", "journal", call_id)
+    total.edges(w, own, w.journal, "first record just before or after this period", "journal")
     return total.end(_CALLS, "calls")
 
 
@@ -424,11 +277,7 @@ def _recordings(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sec
         else:
             total.differ("+", "RECORDING GONE", "calls", row.call_id)
             found.append(Finding("ticket without recording", row.call_id, "its recording was there, and is gone"))
-    here = {row.call_id for row in calls}
-    for call_id in sorted((own & known) - here):
-        total.differ("−", "of calls that began just before or after this period", "calls", call_id)
-    for call_id in sorted((w.recordings.keys() & here) - own):
-        total.differ("+", "begun just before or after this period", "disk", call_id)
+    total.edges(w, own, w.recordings, "begun just before or after this period", "disk")
     found += (Finding("strange file", name, f"{name} is no recording of ours") for name in w.strange_files)
     return total.end(_CALLS, "calls")
 
@@ -505,7 +354,7 @@ def _carrier(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
         name = f"line {one.line}"
         if one.line in lines:
             if lines[one.line].call_id not in in_period:
-                total.differ("−", "of calls that began just before or after this period", "calls", name)
+                total.differ("−", _AT_THE_EDGE, "calls", name)
         elif one.sip_call_id and one.sip_call_id in refused:
             total.differ("−", f"refused with {refused[one.sip_call_id]}", "SIP trace", name)
         else:
@@ -524,93 +373,3 @@ def _carrier(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             text = "the carrier's records do not have this call"
             found.append(Finding("call unknown to carrier", row.ticket or row.call_id, text))
     return total.end(_CALLS, "calls")
-
-
-def matched(theirs: Sequence[Carried], ours: Sequence[Row], tolerance_s: float) -> list[tuple[Carried, Row]]:
-    """Which record is which call: each at most once, Call-IDs first, then the nearest in time."""
-    pairs: list[tuple[Carried, Row]] = []
-    lines, ids = set[int](), set[str]()
-
-    def take(candidates: Iterable[tuple[float, Carried, Row]]) -> None:
-        for _, one, row in sorted(candidates, key=lambda found: (found[0], found[1].line, found[2].call_id)):
-            if one.line not in lines and row.call_id not in ids:
-                lines.add(one.line)
-                ids.add(row.call_id)
-                pairs.append((one, row))
-
-    by_sip = defaultdict[str, list[Row]](list)
-    for row in ours:
-        by_sip[row.sip_call_id].append(row)
-    take((abs(one.at - row.arrived_at), one, row) for one in theirs if one.sip_call_id for row in by_sip.get(one.sip_call_id, ()))
-    by_time = sorted(ours, key=lambda row: row.arrived_at)
-
-    def around(one: Carried) -> Sequence[Row]:
-        first = bisect_left(by_time, one.at - tolerance_s, key=lambda row: row.arrived_at)
-        last = bisect_left(by_time, one.at + tolerance_s, key=lambda row: row.arrived_at)
-        return by_time[first:last]
-
-    fits: tuple[Callable[[Carried, Row], bool], ...] = (
-        lambda one, row: one.number is not None and one.number == row.number,
-        lambda one, row: one.number is None or row.number is None,
-    )
-    for fit in fits:
-        take(
-            (abs(one.at - row.arrived_at), one, row)
-            for one in theirs
-            if one.line not in lines
-            for row in around(one)
-            if row.call_id not in ids and fit(one, row)
-        )
-    return pairs
-
-
-# --- mending ----------------------------------------------------------------------------------------------------------
-
-
-def began(call_id: str) -> float:
-    """When Asterisk made the channel: its uniqueid says so to the second; 0 for what is no uniqueid."""
-    match = _ID.fullmatch(call_id)
-    return float(match[1]) if match else 0.0
-
-
-def rebuilt(
-    call_id: str, cdrs: Sequence[Cdr], invite: Invite | None, recording: str | None, recorded_s: float, trunk: str = ""
-) -> Call:
-    """The call as its other witnesses prove it; at least one of them is there. Without a CDR it was lost: Asterisk was killed."""
-    witnesses = [name for name, there in (("CDR", cdrs), ("SIP trace", invite), ("recording", recording)) if there]
-    note = f"found by reconciliation ({', '.join(witnesses)}): the journal does not tell it"
-    arrived_at = min(one.started_at for one in cdrs) if cdrs else invite.at if invite else began(call_id)
-    answered = [one.answered_at for one in cdrs if one.answered_at]
-    answered_at = min(answered) if answered else arrived_at if recording or (invite and invite.code == 200) else None
-    call = Call(
-        call_id,
-        cdrs[0].channel if cdrs else "",
-        call_id,
-        arrived_at,
-        arrived_at,
-        cdrs[0].channel.partition("/trunk-")[2].rpartition("-")[0] if cdrs else trunk,
-        cdrs[0].number if cdrs else "",
-        presentation="prohib" if invite and re.search(r"\b(id|user|header)\b", invite.privacy, re.IGNORECASE) else "",
-        identity=invite.identity if invite else "",
-        sender=invite.sender if invite else "",
-        sip_call_id=invite.sip_call_id if invite else "",
-        recording=recording or "",
-        answered_at=answered_at,
-        notes=((arrived_at, note),),
-    )
-    if not cdrs:
-        ended_at = arrived_at + recorded_s
-        return call._replace(ended_at=ended_at, ended_by="system", outcome="lost")
-    talked = [one for one in cdrs if one.disposition == "ANSWERED" and one.other.startswith((OPERATOR, OUTSIDE))]
-    queues = tuple(dict.fromkeys(one.extension for one in cdrs if one.context == "queue"))
-    operators = [one.other.partition("/")[2].rpartition("-")[0] for one in talked if one.other.startswith(OPERATOR)]
-    if operators:
-        outcome = "answered"
-    elif talked:
-        outcome = "overflowed_external"
-    else:
-        waited = queues or any(one.context in ("outside", "operator-left") for one in cdrs)
-        outcome = "abandoned_queue" if waited else "abandoned_ivr"
-    return call._replace(
-        queues=queues, operator=operators[-1] if operators else "", ended_at=max(one.ended_at for one in cdrs), outcome=outcome
-    )

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from callrouter.domain.caller import normalise
-from callrouter.domain.reconcile import Carried
+from callrouter.domain.witness import Carried
 from callrouter.profile import Profile
 
 _RFC_3339 = "%Y-%m-%dT%H:%M:%S%z"

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from callrouter.asterisk.cel import Journal
 from callrouter.domain.call import OPERATOR, TRUNK, Event
 from callrouter.domain.ivr import Route
-from callrouter.domain.reconcile import Invite, began
+from callrouter.domain.witness import Invite, began
 from callrouter.health import Component, Health
 
 LATE_S = 2.0  # between a fact and its record in the journal

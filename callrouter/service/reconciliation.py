@@ -21,22 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from callrouter.asterisk import cdr
 from callrouter.asterisk.cel import Journal
 from callrouter.domain.call import RECONCILIATION, TRUNK, Call, opens, sip_call_id
-from callrouter.domain.reconcile import (
-    JUDGE,
-    REBUILD,
-    REPLAY,
-    Carried,
-    Cdr,
-    Finding,
-    Invite,
-    Recorded,
-    Report,
-    Told,
-    Witnesses,
-    began,
-    rebuilt,
-    reconcile,
-)
+from callrouter.domain.reconcile import JUDGE, REBUILD, REPLAY, Finding, Report, reconcile
+from callrouter.domain.witness import Carried, Cdr, Invite, Recorded, Told, Witnesses, began, rebuilt
 from callrouter.health import Component, Health
 from callrouter.profile import Profile
 from callrouter.service import ledger, siptrace

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from callrouter.asterisk.hep import Packet, Sip
-from callrouter.domain.reconcile import Interval, Invite
+from callrouter.domain.witness import Interval, Invite
 
 FILE_MAX = 256 << 20  # bytes a day: a million INVITEs. A flood beyond it ends the listening, and the report says so
 _EVERY_S = 1.0

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from callrouter.domain.reconcile import Numbering, Row
+from callrouter.domain.witness import Numbering, Row
 from callrouter.store.schema import call, day_counter, ticket
 
 

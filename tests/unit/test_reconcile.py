@@ -11,23 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callrouter.asterisk import cdr
-from callrouter.domain.reconcile import (
-    REBUILD,
-    Carried,
-    Cdr,
-    Interval,
-    Invite,
-    Numbering,
-    Recorded,
-    Report,
-    Row,
-    Told,
-    Witnesses,
-    began,
-    matched,
-    rebuilt,
-    reconcile,
-)
+from callrouter.domain.pairing import matched
+from callrouter.domain.reconcile import REBUILD, Report, reconcile
+from callrouter.domain.witness import Carried, Cdr, Interval, Invite, Numbering, Recorded, Row, Told, Witnesses, began, rebuilt
 
 T = 1_790_000_000.0
 NOW = T + 5000
