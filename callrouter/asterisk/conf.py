@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,14 @@ def secret(state: Path, name: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text().strip()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another process of ours was quicker
-        return path.read_text().strip()
+    descriptor, whole = tempfile.mkstemp(dir=path.parent, prefix=f".{name}-")  # mode 0600
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32) + "\n")
+    try:
+        with contextlib.suppress(FileExistsError):  # another process of ours was quicker
+            os.link(whole, path)  # whole or not at all: whoever is killed here leaves no empty password
+    finally:
+        os.unlink(whole)
     return path.read_text().strip()
 
 
@@ -147,7 +150,8 @@ def ari_port(state: Path) -> int:
 
 
 def members(settings: Settings) -> dict[str, str]:
-    """What Asterisk says of each operator's phone, by SIP user: ready, paused, in a call, not registered. Empty: none runs."""
+    """What Asterisk says of each operator's phone, by SIP user: ready, ringing, in a call, paused (why), not registered. Empty:
+    none runs."""
     found = {}
     for line in (cli(settings, "queue show") or "").splitlines():
         if member := re.match(r"\s+(op-\w+) \(PJSIP/", line):

@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,20 @@ def test_ports_are_the_profiles_plus_the_offset(name: str, profiles: dict[str, P
 
 
 # --- secrets and files
+
+
+def test_all_who_make_a_secret_at_once_have_the_same_whole_one(here: Settings) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        together = threading.Barrier(8)
+
+        def made(name: str) -> str:
+            together.wait()
+            return conf.secret(here.state, name)
+
+        for n in range(50):
+            found = set(pool.map(made, [f"secret{n}"] * 8))
+            assert [len(one) for one in found] == [64]
+    assert len(list((here.state / "secrets").iterdir())) == 50, "and nothing else is left there"
 
 
 def test_secrets_are_made_once_and_only_ours_to_read(profiles: dict[str, Profile], here: Settings) -> None:
