@@ -51,10 +51,13 @@ def _everywhere(
 @app.command()
 def run() -> None:
     """The daemon: menu, journal to tickets, upkeep. Ends with code 78 where a restart would not help."""
-    serves = _valid()
+    here, profile = _valid()
     from callrouter import daemon
+    from callrouter.asterisk import conf
 
-    raise typer.Exit(daemon.main(*serves))
+    if here.asterisk is not None:
+        conf.refuse_unfit(here.asterisk)
+    raise typer.Exit(daemon.main(here, profile))
 
 
 @app.command()

@@ -227,7 +227,8 @@ def test_an_asterisk_that_is_unfit(cli: Cli, tmp_path: Path) -> None:
     old.chmod(0o755)
     text = cli("check", code=1, ASTERISK=str(old))
     assert f"{old} must be Asterisk 22.10 or newer with res_cdrel_custom (it says: Asterisk 20.1.0)" in text
-    assert "must be Asterisk 22.10 or newer" in cli.error("render", ASTERISK=str(old))
+    for command in ("render", "run"):
+        assert "must be Asterisk 22.10 or newer" in cli.error(command, ASTERISK=str(old))
     assert "does not start (No such file or directory)" in cli.error("render", ASTERISK=str(tmp_path / "none"))
 
 
