@@ -107,6 +107,30 @@ async def test_zero_or_two_wrong_keys_reach_a_human_at_once(lab: Lab, keys: str)
     assert (await lab.ticket(caller))["class"] == "unclassified"
 
 
+async def test_who_keeps_pressing_keys_is_answered_by_an_operator_who_needs_three_seconds(lab: Lab) -> None:
+    """A key ends the ringing of a phone, and only two are heard in the waiting queue: two seconds more at most."""
+    operator = await lab.operator("call_takers", ring=3)
+    caller = await lab.answered_caller()
+    caller.media.press("0")
+    await until(lambda: operator.dialogs, "the phone rings")
+    rung = time.monotonic()
+
+    async def keep_pressing() -> None:
+        while True:
+            await asyncio.sleep(1)
+            caller.media.press("3")
+
+    pressing = asyncio.create_task(keep_pressing())
+    try:
+        await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, rung), "the caller hears the operator", 10)
+    finally:
+        pressing.cancel()
+    assert time.monotonic() - rung < 7
+    await caller.hang_up()
+    ticket = await lab.ticket(caller)
+    assert (ticket["class"], ticket["call"]["outcome"]) == ("security", "answered")
+
+
 async def test_hanging_up_in_the_menu_leaves_a_ticket(lab: Lab) -> None:
     caller = await lab.answered_caller()
     await until(lambda: caller.media.heard.packets > 25, "the greeting is heard")
