@@ -13,6 +13,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -271,6 +272,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=112)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stack and PostgreSQL are stopped
     directory = ROOT / "var" / "chaos"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
