@@ -1,5 +1,5 @@
-"""For every test run: told to end (SIGTERM), it ends as by Ctrl-C, so that nothing that it started stays behind; and what the
-tests of every directory may ask for."""
+"""For every test run: told to end (SIGTERM), it ends as by Ctrl-C, so that nothing that it started stays behind; a failure is shown
+with the logs of the stacks; and what the tests of every directory may ask for."""
 
 import shutil
 import signal
@@ -10,6 +10,8 @@ from types import FrameType
 
 import pytest
 
+from tests.support.lab import Lab
+
 pytest_plugins = ["tests.support.skips", "tests.support.turns"]
 
 
@@ -18,6 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
+
+
+def pytest_exception_interact(report: pytest.CollectReport | pytest.TestReport) -> None:
+    report.sections += [(f"stack in {lab.state}", told) for lab in Lab.of_this_process if (told := lab.last_log_lines())]
 
 
 @pytest.fixture(scope="session")

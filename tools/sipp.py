@@ -195,7 +195,7 @@ class Sipp:
         options = ["-key", "contact_port", str(contact_port), "-key", "expires", str(expires_s), "-m", str(len(rows)), "-r", "100"]
         run = self._run("register", address, rows, *options, "-timeout", "30s", "-timeout_error")
         if run.wait() != 0:
-            raise RuntimeError(f"the operators' phones could not register: {run.errors()[:500]}")
+            raise RuntimeError(f"the operators' phones could not register: {run.errors()[:1500]}")
 
     def operators(
         self,

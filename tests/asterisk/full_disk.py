@@ -38,28 +38,36 @@ async def reaches(lab: Lab, operator: Phone) -> Dialog:
 
 async def scenario(directory: Path) -> None:
     async with own_stack(directory / "s", quicker) as lab:
-        operator = await lab.operator("medical")
-        reserve = lab.state / "journal.reserve"
-        await until(reserve.exists, "the reserve is kept aside")
-        filler = fill(directory)
-        state: dict[str, Any] = {}
+        try:
+            await filled(directory, lab)
+        except AssertionError:
+            print(lab.last_log_lines())
+            raise
 
-        def degraded() -> bool:
-            state.update(lab.stack.ready())
-            return state["status"] == "degraded" and not state["components"]["disk"]["ok"]
 
-        await asyncio.gather(until(degraded, "readyz is degraded, by the disk", 3), reaches(lab, operator))
-        assert "make room" in state["components"]["disk"]["detail"], state
-        await until(lambda: not reserve.exists(), "the reserve is given back", 3)
-        assert "make room" in (lab.state / "log" / "daemon.log").read_text()
-        later = [await reaches(lab, operator) for _ in range(3)]
-        filler.unlink()
-        await lab.ready(20)
-        for caller in later:
-            ticket = await lab.ticket(caller)
-            assert (ticket["class"], ticket["call"]["outcome"]) == ("medical", "answered"), ticket
-            assert ticket["recording"]["state"] in ("ok", "partial", "missing"), ticket
-        await until(reserve.exists, "the reserve is made anew")
+async def filled(directory: Path, lab: Lab) -> None:
+    operator = await lab.operator("medical")
+    reserve = lab.state / "journal.reserve"
+    await until(reserve.exists, "the reserve is kept aside")
+    filler = fill(directory)
+    state: dict[str, Any] = {}
+
+    def degraded() -> bool:
+        state.update(lab.stack.ready())
+        return state["status"] == "degraded" and not state["components"]["disk"]["ok"]
+
+    await asyncio.gather(until(degraded, "readyz is degraded, by the disk", 3), reaches(lab, operator))
+    assert "make room" in state["components"]["disk"]["detail"], state
+    await until(lambda: not reserve.exists(), "the reserve is given back", 3)
+    assert "make room" in (lab.state / "log" / "daemon.log").read_text()
+    later = [await reaches(lab, operator) for _ in range(3)]
+    filler.unlink()
+    await lab.ready(20)
+    for caller in later:
+        ticket = await lab.ticket(caller)
+        assert (ticket["class"], ticket["call"]["outcome"]) == ("medical", "answered"), ticket
+        assert ticket["recording"]["state"] in ("ok", "partial", "missing"), ticket
+    await until(reserve.exists, "the reserve is made anew")
 
 
 if __name__ == "__main__":

@@ -20,4 +20,4 @@ def test_callers_reach_operators_and_get_tickets_with_a_full_disk(short_director
     done = subprocess.run(
         [*own, sys.executable, "-m", "tests.asterisk.full_disk", small], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-6000:]

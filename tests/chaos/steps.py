@@ -184,7 +184,7 @@ async def talk(lab: Lab) -> tuple[Dialog, Phone]:
     await until(lambda: caller.media.heard.packets > 25, "the greeting is heard")
     caller.media.press("1")
     await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ), "the caller hears the operator")
-    # The last one written to: names of one second are not in the order of their calls.
-    recording = max(lab.state.glob("recordings/*/*/*/*.wav"), key=lambda path: path.stat().st_mtime_ns)
+    call_id = (await lab.ticket(caller, ended=False))["call_id"]
+    (recording,) = lab.state.glob(f"recordings/*/*/*/{call_id}.wav")
     await until(lambda: recording.stat().st_size > 44, "its first seconds are on disk")
     return caller, operator

@@ -64,6 +64,7 @@ async def test_threads_that_run_and_that_do_not(process: AsteriskProcess, tmp_pa
     (tmp_path / "recordings").mkdir()
     assert await looks(process, tmp_path / "recordings", []) == (Activity.IDLE, False)
     os.kill(process.pid, signal.SIGSTOP)
+    await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # it runs until the kernel has told it
     assert await looks(process, tmp_path / "recordings", []) == (Activity.FROZEN, False)
 
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from callrouter.asterisk import conf
 from callrouter.config import ROOT, Settings
@@ -30,7 +30,10 @@ LINE_HZ = 1000.0  # what the phone of the outside number says
 class Lab:
     """One running stack, and the people around it."""
 
+    of_this_process: ClassVar["list[Lab]"] = []
+
     def __init__(self, stack: Stack) -> None:
+        self.of_this_process.append(self)
         self.stack = stack
         self.state = stack.settings.state
         self.server = (stack.profile.network.sip_address, stack.ports.sip)
@@ -190,6 +193,15 @@ class Lab:
         """Who waits there, the first first: (channel, priority)."""
         found = re.findall(r"\d+\. (\S+) \(.*prio: (-?\d+)\)", self.cli(f"queue show {queue}"))
         return [(channel, int(prio)) for channel, prio in found]
+
+    def last_log_lines(self, count: int = 40) -> str:
+        """What each program of the stack said last, as long as its files are there."""
+        lines: list[str] = []
+        for name in ("daemon.log", "web.log", "messages", "supervisord.log"):
+            with suppress(OSError):
+                said = (self.state / "log" / name).read_text(errors="replace").splitlines()
+                lines += [f"{name}: {line[:300]}" for line in said[-count:]]
+        return "\n".join(lines)
 
     def cli(self, command: str) -> str:
         return conf.cli(self.stack.settings, command) or ""
