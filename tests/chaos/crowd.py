@@ -21,7 +21,7 @@ _DEAF_S = 20.0  # nothing heard for so long: the line is dead, the citizen hangs
 _ANSWER_S = 40.0  # an INVITE is sent again for 32 s
 _HUMAN_S = 90.0
 _TURN_S = 0.1
-_BEFORE_S = 5.0  # a voice may be heard before the phone knows that its answer was heard
+_BEFORE_S = 3.0  # a voice may be heard before the phone knows that its answer was heard
 
 
 def epoch(instant: float) -> float:
@@ -49,8 +49,8 @@ class Citizen:
         self.number = phone.user
         self.dialog: Dialog | None = None
         self.keyed_at: float | None = None  # the last key's last packet, or the INFO's 200
-        self.talking = asyncio.Event()  # an operator took the call
-        self.taken_at: float | None = None  # the first of them
+        self.taken_at: float | None = None  # the first answer of an operator's phone; it may come as Asterisk gave it up
+        self.talking = asyncio.Event()  # an operator hears the citizen
         self.gave_up = False  # as the script says
 
     @property
@@ -211,7 +211,11 @@ class Crowd:
                 return
             await dialog.phone.answer(dialog)
             citizen.taken_at = citizen.taken_at or time.monotonic()
-            citizen.talking.set()
+            while citizen.in_call and not dialog.media.heard.packets:
+                if await _within(_TURN_S, dialog.ended):
+                    return
+            if dialog.media.heard.packets:
+                citizen.talking.set()
             if hold and not await _within(1.5, dialog.ended):
                 with contextlib.suppress(SipError):
                     await dialog.hold()
