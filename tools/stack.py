@@ -95,6 +95,7 @@ class Stack:
         with self._alone():
             if self._supervisor() is not None:
                 reopen(self.settings)  # a drain that was killed half way
+                self._start_again()
                 self._wait_ready()
                 return
             with_calls = self._pid("asterisk") is not None
@@ -179,6 +180,12 @@ class Stack:
                 start_new_session=True,
                 umask=0o077,
             )
+
+    def _start_again(self) -> None:
+        """What ended for good (exit code 78): a person has mended the reason by now, or it is told again."""
+        if ended := [program.name for program in self.programs() if program.pid is None]:
+            control = ["-m", "supervisor.supervisorctl", "-c", str(self._run / "supervisord.conf"), "start"]
+            subprocess.run([sys.executable, *control, *ended], capture_output=True, check=False)  # it may just have started one
 
     def _stop(self) -> None:
         """End the supervisor, which ends the programs; then whatever is left. Processes that are not this stack's are safe."""
@@ -317,14 +324,19 @@ class Stack:
         )
 
     def supervisor_conf(self) -> str:
-        """supervisor's configuration. Its control socket serves httpok only, which restarts a daemon or web that hangs; for
-        everything else a signal ends it."""
+        """supervisor's configuration. Its control socket serves httpok, which restarts a daemon or web that hangs, and `up`, which
+        starts what ended for good; for everything else a signal ends it."""
         state, password = self.settings.state, secrets.token_hex(16)
         text = f"""; Written by tools/stack.py.
 [unix_http_server]
 file = {self._run}/ctl
 chmod = 0700
-username = httpok
+username = callrouter
+password = {password}
+
+[supervisorctl]
+serverurl = unix://{self._run}/ctl
+username = callrouter
 password = {password}
 
 [rpcinterface:supervisor]
@@ -346,7 +358,8 @@ umask = 077
             "daemon": [own, "run"],
             "web": [own, "web"],
         }
-        # Exit code 78 (EX_CONFIG): a second daemon, or a profile that is not valid. A restart would not help.
+        # Exit code 78 (EX_CONFIG): a second daemon, or a profile that is not valid. A restart would not help; a person must, and
+        # then `make up`.
         for priority, (name, command) in enumerate(commands.items(), 1):
             text += f"""
 [program:{name}]
@@ -372,7 +385,7 @@ stdout_logfile_backups = 3
 [eventlistener:{name}-alive]
 command = {shlex.join([*httpok, f"http://127.0.0.1:{port}/healthz"])}
 directory = {ROOT}
-environment = SUPERVISOR_USERNAME="httpok",SUPERVISOR_PASSWORD="{password}"
+environment = SUPERVISOR_USERNAME="callrouter",SUPERVISOR_PASSWORD="{password}"
 events = TICK_5
 stderr_logfile = {state}/log/{name}-alive.log
 stderr_logfile_maxbytes = 1MB

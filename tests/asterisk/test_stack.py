@@ -191,6 +191,29 @@ async def test_an_interrupted_up_leaves_nothing_behind(place: Place, moment: str
     assert place.make("up").returncode == 0, "the next one works"
 
 
+async def test_a_daemon_that_ended_for_good_is_started_by_the_next_up(place: Place) -> None:
+    """Its profile was broken when it was killed; the calls in Asterisk are not touched by mending that."""
+    profile = place.state.parent / "city.toml"
+    good = (ROOT / "profiles" / "ambon.toml").read_text()
+    profile.write_text(good)
+    place.environment["CALLROUTER_PROFILE"] = str(profile)
+    assert place.make("up").returncode == 0
+    pids = place.pids()
+    profile.write_text(good + "surprise = 1\n")
+    os.kill(pids["daemon"], signal.SIGKILL)
+    log = place.state / "log" / "daemon.log"
+    await until(lambda: f"callrouter: {profile}:" in log.read_text(), "the new one says what is wrong", 5)
+    await until(lambda: not any(one.endswith("callrouter run ") for one in place.processes()), "and ends")
+    done = place.make("up")
+    assert done.returncode != 0
+    assert f"stack: {profile}:" in done.stderr
+    profile.write_text(good)
+    done = place.make("up")
+    assert done.returncode == 0, done.stderr
+    assert place.pids()["daemon"] != pids["daemon"]
+    assert place.pids()["asterisk"] == pids["asterisk"]
+
+
 async def test_without_its_supervisor_the_status_says_so(place: Place) -> None:
     assert place.make("up").returncode == 0
     os.kill(place.pids()["supervisord"], signal.SIGKILL)
