@@ -11,8 +11,8 @@ AMI and metrics come up beside it and catch up. Any of them may be away for hour
 
 import asyncio
 import fcntl
-import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +44,12 @@ from callrouter.service.upkeep import Upkeep
 from callrouter.service.watchdog import Watchdog
 from callrouter.store import schema
 from callrouter.web.health import add_health
+from callrouter.web.problem import problems
 
 log = structlog.get_logger(__name__)
 EX_CONFIG = 78  # sysexits.h: supervisors do not restart it
+_LISTEN_AGAIN_S = 1.0
+_LOCK_S = 5.0  # a predecessor that is just ending still holds it
 
 
 class Daemon:
@@ -112,7 +115,7 @@ class Daemon:
                     *watching,
                 ):
                     group.create_task(part.run())
-                await web.TCPSite(runner, "127.0.0.1", self.port).start()
+                await self._listen(runner)
         finally:
             await runner.cleanup()
             await self.database.dispose()
@@ -136,8 +139,20 @@ class Daemon:
             journal = emergency
         return journal if nightly.ok else replace(journal, detail=f"{journal.detail}; {nightly.detail}")
 
+    async def _listen(self, runner: web.AppRunner) -> None:
+        """Health and metrics. Calls do not wait for their port, which somebody else may have for a while."""
+        while True:
+            site = web.TCPSite(runner, "127.0.0.1", self.port)
+            try:
+                await site.start()
+                return
+            except OSError as error:
+                log.warning("no health and no metrics yet", reason=str(error))
+                await site.stop()
+                await asyncio.sleep(_LISTEN_AGAIN_S)
+
     def _http(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[problems])
         add_health(app, self.components, self.gauges.registry)
         return app
 
@@ -189,14 +204,16 @@ async def _until_stopped(daemon: Daemon) -> None:
 
 
 def _only_one(state: Path) -> IO[str] | None:
-    """The lock of this state directory, held while the file is open; None when another process holds it."""
+    """The lock of this state directory, held while the file is open; None when another process goes on holding it."""
     path = state / "run" / "daemon.lock"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    os.set_inheritable(file.fileno(), False)
-    return file
+    file, deadline = path.open("a+"), time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                return None
+            time.sleep(0.1)

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -130,7 +132,8 @@ async def test_the_daemons_three_addresses_and_nothing_else(lab: Lab) -> None:
     assert body["status"] == "ready"
     assert set(body["components"]) >= NAMES
     for path in ("/", "/api/v1/tickets", "/metrics/x"):
-        assert ask(port, path)[0] == 404
+        status, text = ask(port, path)
+        assert (status, json.loads(text)["status"]) == (404, 404), "a problem, as everywhere"
     status, text = ask(port, "/metrics")
     assert status == 200
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -147,6 +150,35 @@ async def test_a_killed_daemon_is_back_in_three_seconds(lab: Lab) -> None:
     os.kill(before, signal.SIGKILL)
     await until(lambda: lab.pid("daemon") != before, "the supervisor starts it again", CONTRACT_S)
     await until(lambda: readyz(lab.stack.ports.daemon)["status"] == "ready", "it is ready", 2 * CONTRACT_S)
+
+
+async def test_a_daemon_waits_for_its_predecessors_end_and_no_caller_for_its_port(lab: Lab) -> None:
+    """A predecessor that still holds the lock for a moment, and somebody else on the port of health and metrics."""
+    before, log = lab.pid("daemon"), lab.state / "log" / "daemon.log"
+    connected = log.read_text().count("ari connected")
+    with contextlib.ExitStack() as predecessor, socket.socket() as stranger:
+        lock = predecessor.enter_context((lab.state / "run" / "daemon.lock").open("a"))
+        waiting = asyncio.create_task(asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX))
+        await asyncio.sleep(0.2)  # it waits for the lock; it gets it with the kill
+        os.kill(before, signal.SIGKILL)
+        await waiting
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", lab.stack.ports.daemon))  # and does not listen, or the daemon would seem to hang
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else may bind it now
+        pid = await until(lambda: lab.pid("daemon") if lab.pid("daemon") != before else 0, "a new one is started", CONTRACT_S)
+        await asyncio.sleep(2)  # time to find the lock taken
+        predecessor.close()
+        await until(lambda: log.read_text().count("ari connected") > connected, "it takes calls")
+        caller = await lab.answered_caller()
+        await until(lambda: caller.media.heard.packets > 25, "the greeting is heard")
+        caller.media.press("1")
+        await until(lambda: "!call_takers!" in lab.cli("core show channels concise"), "the key is understood, and led on")
+        await caller.hang_up()
+        assert lab.pid("daemon") == pid
+    await until(lambda: readyz(lab.stack.ports.daemon)["status"] == "ready", "the port is free: it is ready", 2 * CONTRACT_S)
+    assert lab.pid("daemon") == pid
+    ticket = await lab.ticket(caller)
+    assert (ticket["class"], ticket["notes"]) == ("medical", [])
 
 
 async def test_asterisk_away_and_back(lab: Lab) -> None:
