@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,18 +16,9 @@ from tests.support.lab import Lab, own_stack, quicker
 _PAUSE_S = 8  # tests/support/lab.py `quicker`
 
 
-def callrouter(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, against that stack."""
-    here = lab.stack.settings
-    environment = {**os.environ, "CALLROUTER_STATE": str(here.state), "CALLROUTER_PROFILE": str(here.profile)}
-    environment["CALLROUTER_PORT_OFFSET"] = str(here.port_offset)
-    program = Path(sys.executable).parent / "callrouter"
-    return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
-
-
 def shown(lab: Lab, user: str) -> str:
     """What `operator list` says of that operator's phone."""
-    listed = json.loads(callrouter(lab, "operator", "list", "--json").stdout)
+    listed = json.loads(lab.callrouter("operator", "list", "--json").stdout)
     return str(next(one["phone"] for one in listed if one["user"] == user))
 
 
@@ -46,7 +35,7 @@ async def talks_to(*phones: Phone, seconds: float = 10.0) -> Phone:
 
 
 async def test_an_added_operator_takes_calls_within_two_seconds(lab: Lab) -> None:
-    done = await asyncio.to_thread(callrouter, lab, "operator", "add", "Ibu Sari", "--queues", "medical,fire", "--json")
+    done = await asyncio.to_thread(lab.callrouter, "operator", "add", "Ibu Sari", "--queues", "medical,fire", "--json")
     added = time.monotonic()
     made = json.loads(done.stdout)
     assert made["sip"]["domain"] == f"{lab.server[0]}:{lab.server[1]}"
@@ -55,7 +44,7 @@ async def test_an_added_operator_takes_calls_within_two_seconds(lab: Lab) -> Non
         await phone.register()  # 401 until Asterisk knows him
         await until(lambda: lab.member(phone.user) == "ready", "he is ready", 2)
         assert time.monotonic() - added < 2
-        again = await asyncio.to_thread(callrouter, lab, "operator", "add", "Ibu Sari", "--queues", "medical", "--json")
+        again = await asyncio.to_thread(lab.callrouter, "operator", "add", "Ibu Sari", "--queues", "medical", "--json")
         assert again.returncode == 1
         assert "Ibu Sari" in again.stderr
         caller = await calls(lab)
@@ -70,8 +59,13 @@ async def test_who_lets_it_ring_is_skipped_shown_and_ready_again_by_himself(lab:
     deaf = await lab.operator("medical", ring=None)
     caller = await calls(lab)
     await until(lambda: deaf.dialogs, "he is rung")
+    await until(lambda: lab.member(deaf.user) == "ringing", "that is shown")
+    await until(
+        lambda: lab.metrics()['callrouter_operators{queue="medical",state="ringing"}'] == 1, "the daemon's metrics tell it too"
+    )
     awake = await lab.operator("medical")
     assert await talks_to(awake) is awake
+    await until(lambda: lab.member(awake.user) == "in a call", "and that he talks")
     paused_at = time.monotonic()
     assert await asyncio.to_thread(shown, lab, deaf.user) == "paused (no answer)"
     second = await calls(lab)  # the other one talks: nobody is ready, so this one waits for him
