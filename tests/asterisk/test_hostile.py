@@ -11,7 +11,6 @@ import pytest
 
 from callrouter.phone import Dialog
 from callrouter.phone.message import audio_of, sdp
-from tests.asterisk.test_operators import callrouter
 from tests.support import until
 from tests.support.lab import Lab
 from tests.support.wire import Wire
@@ -36,7 +35,7 @@ async def answered(lab: Lab, sender: str, **more: Any) -> dict[str, Any]:
 
 def refused(lab: Lab) -> dict[str, int]:
     """Refused INVITEs by code, as `journal status` tells them."""
-    return dict(json.loads(callrouter(lab, "journal", "status", "--json").stdout)["refused_invites"])
+    return dict(json.loads(lab.callrouter("journal", "status", "--json").stdout)["refused_invites"])
 
 
 # What a caller calls himself: his From, and the number and name on his ticket.
@@ -83,7 +82,7 @@ async def test_the_longest_of_everything_loses_no_record(lab: Lab) -> None:
     sender = f'"{"😀" * 300}" <sip:{quotes}@{_HOST}>'
     ticket = await answered(lab, sender, user=quotes, headers=headers, call_id="x" * 180 + "@phone")
     assert ticket["recording"]["state"] == "ok"
-    assert json.loads(callrouter(lab, "journal", "status", "--json").stdout)["records_set_aside"] == 0
+    assert json.loads(lab.callrouter("journal", "status", "--json").stdout)["records_set_aside"] == 0
 
 
 async def test_anonymous_and_privacy(lab: Lab) -> None:

@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Self
+
+from tests.support import until
 
 
 class Proxy:
@@ -86,6 +90,20 @@ class Proxy:
                 await self._flows.wait()
                 target.write(data)
                 await target.drain()
+
+
+async def backs_off(proxy: Proxy) -> None:
+    """Whoever connects through the proxy, which cuts all: his attempts get rarer, but never rare. Fails if not."""
+    proxy.drop()
+    proxy.cut()
+    at: list[float] = []
+    while len(at) < 7:
+        tried = proxy.accepted
+        await until(lambda tried=tried: proxy.accepted > tried, "it tries again")  # type: ignore[misc]
+        at.append(time.monotonic())
+    waits = [later - earlier for earlier, later in itertools.pairwise(at)]
+    assert waits[-1] > 2 * waits[0]
+    assert max(waits) < 6
 
 
 def _reset(client: asyncio.StreamWriter) -> None:
