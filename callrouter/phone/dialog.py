@@ -44,6 +44,10 @@ class Dialog:
     def live(self) -> bool:
         return self.answered.is_set() and not self.ended.is_set()
 
+    @property
+    def dead(self) -> bool:
+        return self.call_id in self.phone.dead
+
     async def hang_up(self) -> None:
         """BYE; CANCEL of a call that nobody answered yet; a refusal (486) of one that rings here."""
         if self.ended.is_set():

@@ -51,6 +51,7 @@ class Citizen:
         self.keyed_at: float | None = None  # the last key's last packet, or the INFO's 200
         self.taken_at: float | None = None  # the first answer of an operator's phone; it may come as Asterisk gave it up
         self.talking = asyncio.Event()  # an operator hears the citizen
+        self.talked = False  # one did
         self.gave_up = False  # as the script says
 
     @property
@@ -69,6 +70,11 @@ class Citizen:
     @property
     def in_call(self) -> bool:
         return self.dialog is not None and self.dialog.live
+
+    def left_alone(self) -> None:
+        """The operator's phone died: the citizen waits for another."""
+        if self.in_call:
+            self.talking.clear()
 
     def human_at(self) -> float | None:
         """When an operator's voice was first heard, by the citizen's own ears; nobody's is before one took the call."""
@@ -124,9 +130,11 @@ class Citizen:
                 talked_since = talked_since or now
                 if now - talked_since > self.script.talk_s:
                     return
-            elif now - dialog.answered_at > (self.script.give_up_s or _HUMAN_S):
-                self.gave_up = self.script.give_up_s is not None
-                return
+            else:
+                talked_since = None
+                if now - dialog.answered_at > (self.script.give_up_s or _HUMAN_S):
+                    self.gave_up = self.script.give_up_s is not None
+                    return
             await asyncio.sleep(_TURN_S)
 
 
@@ -197,7 +205,7 @@ class Crowd:
         if calls:
             return "ringing"
         # An operator's phone rings within milliseconds of the key where one is free.
-        return "queued" if citizen.keyed_at is not None or citizen.talking.is_set() else "menu"
+        return "queued" if citizen.keyed_at is not None or citizen.talked else "menu"
 
     async def _operate(self, dialog: Dialog, ring_s: float, hold: bool) -> None:
         citizen = self._by_number.get(_number(dialog))
@@ -214,13 +222,14 @@ class Crowd:
             while citizen.in_call and not dialog.media.heard.packets:
                 if await _within(_TURN_S, dialog.ended):
                     return
-            if dialog.media.heard.packets:
+            if dialog.media.heard.packets and not dialog.dead:
+                citizen.talked = True
                 citizen.talking.set()
-            if hold and not await _within(1.5, dialog.ended):
+            if hold and not await _within(1.5, dialog.ended) and not dialog.dead:
                 with contextlib.suppress(SipError):
                     await dialog.hold()
-                    await _within(3.0, dialog.ended)
-                    await dialog.hold(held=False)
+                    if not await _within(3.0, dialog.ended) and not dialog.dead:
+                        await dialog.hold(held=False)
             while not dialog.ended.is_set():
                 if not citizen.in_call:  # an Asterisk that was killed tells nobody: the operator hears silence and hangs up
                     await _within(1.0, dialog.ended)

@@ -169,11 +169,15 @@ async def journal_unreadable(scene: Scene, target: Citizen | None) -> None:
 
 
 async def phone_dies(scene: Scene, target: Citizen | None) -> None:
-    """The operator's phone that the target talks to, if any; else any that talks."""
+    """The operator's phone that the target talks to, if any; else any that talks. Asterisk cannot know that one is dead which
+    holds its caller: he hears music, until he hangs up."""
     talks = list(scene.crowd.talks())
-    dialog = next((dialog for dialog, citizen in talks if citizen is target), talks[0][0] if talks else None)
-    if dialog is not None:
+    found = next((talk for talk in talks if talk[1] is target), talks[0] if talks else None)
+    if found is not None:
+        dialog, citizen = found
         dialog.go_dead()
+        if not dialog.held:
+            citizen.left_alone()
         await asyncio.sleep(6)
         dialog.over()
 

@@ -189,7 +189,7 @@ class Storm:
         if len(tickets) != 1:
             return [*wrong, f"{len(tickets)} tickets"]
         call, class_ = tickets[0]["call"], tickets[0]["class"]
-        expected = {"answered"} if citizen.talking.is_set() else {"abandoned_queue" if call["queues"] else "abandoned_ivr"}
+        expected = {"answered"} if citizen.talked else {"abandoned_queue" if call["queues"] else "abandoned_ivr"}
         if citizen.gave_up and citizen.taken_at is not None:
             expected.add("answered")  # taken in the instant in which he hung up: they heard nothing of each other
         if call["outcome"] not in expected:
@@ -211,6 +211,8 @@ class Storm:
         wrong, silence_s = [], citizen.worst_silence_s()
         if citizen.human_at() is None and not citizen.gave_up:
             wrong.append("reached no human")
+        elif not citizen.talking.is_set() and not citizen.gave_up:
+            wrong.append("reached no other human after an operator's phone died")
         if silence_s > limit_s:
             wrong.append(f"{silence_s:.1f} s of silence")
         return wrong
