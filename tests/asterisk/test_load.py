@@ -18,6 +18,7 @@ from tools.sipp import CALLER_HZ, OPERATOR_HZ, SippCall
 
 _QUEUES = {"1": "medical", "2": "fire", "3": "security", "4": "non_disaster"}
 _CALLS, _TALK_MS = 300, 3000
+_EARS, _EVERY_S = 20, 0.4
 
 
 def lines_above_notice(state: Path) -> list[str]:
@@ -33,8 +34,9 @@ def lines_above_notice(state: Path) -> list[str]:
     return found + (state / "log" / "supervisord.out").read_text().splitlines()
 
 
-async def keeps_talking(lab: Lab, key: str) -> Dialog:
+async def keeps_talking(lab: Lab, key: str, after_s: float) -> Dialog:
     """One more caller, whose ears we have; returns once he has talked as long as the others."""
+    await asyncio.sleep(after_s)
     caller = await lab.answered_caller()
     await asyncio.sleep(2)  # the greeting, as SIPp's callers hear it
     caller.media.press(key)
@@ -45,9 +47,9 @@ async def keeps_talking(lab: Lab, key: str) -> Dialog:
 
 
 async def everyone(lab: Lab) -> tuple[list[SippCall], Sequence[Dialog], list[Phone]]:
-    """The rush: SIPp's callers, four with ears of ours, four operators with ears of ours. Returns when all is over."""
-    listeners = [await lab.operator(queue) for queue in _QUEUES.values()]
-    lines = [line for queue in _QUEUES.values() for line in await lab.add_operators(24, queue)]
+    """The rush: SIPp's callers, 20 with ears of ours, eight operators with ears of ours. Returns when all is over."""
+    listeners = [await lab.operator(queue) for queue in (*_QUEUES.values(), *_QUEUES.values())]
+    lines = [line for queue in _QUEUES.values() for line in await lab.add_operators(23, queue)]
     phones = lab.sipp.operators(lab.stack.ports.sip + 10)
     await asyncio.to_thread(lab.sipp.register, [(user, password) for _, user, password in lines], lab.stack.ports.sip + 10)
     await until(lambda: lab.ready_members() == 100, "100 lines are ready", 20)
@@ -56,8 +58,8 @@ async def everyone(lab: Lab) -> tuple[list[SippCall], Sequence[Dialog], list[Pho
         lab.sipp.callers("caller_keys", rows[0::2], before_ms=2000, stay_ms=_TALK_MS, rate=10),
         lab.sipp.callers("caller_info", rows[1::2], before_ms=2000, stay_ms=_TALK_MS, rate=10),
     ]
-    await asyncio.sleep(5)  # in the middle of the rush
-    ears = await asyncio.gather(*(keeps_talking(lab, key) for key in _QUEUES))
+    await asyncio.sleep(3)  # in the middle of the rush
+    ears = await asyncio.gather(*(keeps_talking(lab, "1234"[n % 4], n * _EVERY_S) for n in range(_EARS)))
     assert [await asyncio.to_thread(run.wait, 60) for run in runs] == [0, 0], lab.sipp.errors()
     assert phones.poll() is None, phones.errors()
     return [call for run in runs for call in run.calls()], ears, listeners
@@ -100,8 +102,11 @@ async def test_300_calls_at_20_a_second(short_directory: Path) -> None:
             assert has_tone(samples, CALLER_HZ), call
             assert has_tone(samples, OPERATOR_HZ), call
         assert {of[ear.call_id]["call"]["queue"] for ear in ears} == set(_QUEUES.values())  # what they heard is asserted above
+        heard = 0
         for listener in listeners:
             talks = [dialog for dialog in listener.dialogs.values() if dialog.answered.is_set()]
-            assert talks, "each queue's operator of ours got calls"
+            assert talks, "each operator of ours got calls"
             assert all(talk.media.heard.has_tone(CALLER_HZ) for talk in talks)
+            heard += len(talks)
+        assert heard >= 20, "audio both ways at 20 ears at least: the callers' above, the operators' here"
         assert lines_above_notice(lab.state) == []
