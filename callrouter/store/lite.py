@@ -61,6 +61,12 @@ class Cursor:
         taken, self._rows = self._rows, []
         return taken
 
+    async def fetchmany(self, size: int | None = None) -> Sequence[Any]:
+        """What a streamed result asks for; the rows are there already."""
+        taken = self._rows[: size or self.arraysize]
+        del self._rows[: len(taken)]
+        return taken
+
     async def close(self) -> None:
         return
 

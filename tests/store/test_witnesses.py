@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.domain.call import EMERGENCY, JOURNAL, RECONCILIATION, Call
-from callrouter.store import calls, recordings, tickets
+from callrouter.store import calls, recordings, tickets, witnesses
 from callrouter.store.calls import City, Fact
 from callrouter.store.schema import call, ticket, writing
 
@@ -69,3 +69,12 @@ async def test_a_cut_call_lived_until_its_recording_ends(database: AsyncEngine) 
     assert after["call"]["ended_at"] == "2026-09-21T14:13:26.000000Z"
     assert after["notes"][-1]["text"] == "lived at least until 2026-09-21T14:13:26.000000Z, as the recording proves"
     assert (after["state"], after["disposition"]) == ("new", "lost")
+
+
+async def test_many_calls_of_a_period_are_read_whole(database: AsyncEngine) -> None:
+    """They are streamed: more than one portion of them."""
+    many = [OF_JOURNAL._replace(id=f"callrouter-{AT + n:.0f}.{n}", arrived_at=AT + n) for n in range(60)]
+    await tell(database, *(Fact(one, True, False, JOURNAL) for one in many))
+    async with database.connect() as connection:
+        found = await witnesses.rows(connection, AT + 10, AT + 50)
+    assert sorted(row.call_id for row in found) == sorted(one.id for one in many[10:50])
