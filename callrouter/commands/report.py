@@ -50,7 +50,9 @@ def reconcile(
     from callrouter.service.reconciliation import Reconciliation
     from callrouter.web import query
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[Report, Sequence[Mended], float, float]:
+    async def work(
+        here: Settings, profile: Profile, database: AsyncEngine
+    ) -> tuple[Report, Sequence[Mended], tuple[datetime, datetime]]:
         try:
             filters = query.read({k: v for k, v in (("from", since), ("to", until)) if v is not None}, profile).filters
         except query.BadParameter as error:
@@ -62,23 +64,24 @@ def reconcile(
             theirs = carriers.read(carrier, profile) if carrier else None
         except carriers.CarrierError as error:
             fail(str(error))
+        span = datetime.fromtimestamp(first, profile.zone), datetime.fromtimestamp(last, profile.zone)
         service = Reconciliation(database, here.state, profile, secret(here.state, "test_call"))
         if mend:
-            return (*await service.mend(first, last, theirs), first, last)
-        return await service.report(first, last, theirs), (), first, last
+            return (*await service.mend(first, last, theirs), span)
+        return await service.report(first, last, theirs), (), span
 
-    page, mended, first, last = with_database(work)
+    page, mended, span = with_database(work)
     if as_json:
-        print_json(_body(page, mended, first, last))
+        print_json(_body(page, mended, *span))
     else:
-        _print(page, mended, first, last)
+        _print(page, mended, *span)
     raise typer.Exit(1 if page.findings else 0)
 
 
-def _body(page: Report, mended: Sequence[Mended], first: float, last: float) -> dict[str, Any]:
+def _body(page: Report, mended: Sequence[Mended], first: datetime, last: datetime) -> dict[str, Any]:
     return {
-        "from": _time(first),
-        "to": _time(last),
+        "from": _utc(first),
+        "to": _utc(last),
         "ok": not page.findings,
         "sections": [
             {
@@ -95,8 +98,9 @@ def _body(page: Report, mended: Sequence[Mended], first: float, last: float) -> 
     }
 
 
-def _print(page: Report, mended: Sequence[Mended], first: float, last: float) -> None:
-    print(f"Calls that arrived from {_time(first)} to {_time(last)}")
+def _print(page: Report, mended: Sequence[Mended], first: datetime, last: datetime) -> None:
+    # In the city's own time.
+    print(f"Calls that arrived from {first.isoformat(' ', 'seconds')} to {last.isoformat(' ', 'seconds')}")
     for section in page.sections:
         print(f"\n{section.title}")
         for line in section.lines:
@@ -121,5 +125,5 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _time(epoch: float) -> str:
-    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -142,10 +142,10 @@ class Console:
         links = {f"{PREFIX}/openapi.json": "what the API can do", "/readyz": "what works and what does not", "/metrics": "figures"}
         items = "".join(f'<li><a href="{address}">{address}</a>: {text}</li>' for address, text in links.items())
         text = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>112 {city}</title></head><body><h1>112 {city}</h1>"
-            "<p>callrouter answers the emergency number here. Operators work with any SIP phone; tickets are read over the API "
-            "and with <code>callrouter ticket</code>.</p>"
+            "<p>callrouter answers the emergency number here. Operators work with any SIP phone; tickets are read over the API, "
+            "with a token of <code>callrouter token create</code>, and with <code>callrouter ticket</code>.</p>"
             f"<ul>{items}</ul></body></html>"
         )
         return web.Response(text=text, content_type="text/html")

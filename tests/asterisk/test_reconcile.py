@@ -168,6 +168,9 @@ def test_it_adds_up_from_the_invite_to_the_complaint(day: Day) -> None:
     for text, count in (("test calls", 1), ("hung up in the menu", 1), ("hung up while waiting", 1), ("answered, not judged", 2)):
         assert line(body, "From calls to complaints", text) == count, text
     assert line(body, "From calls to complaints", "complaints handled") == 0
+    page = day.lab.callrouter("report", "reconcile", "--from", "2026-01-21").stdout
+    assert page.startswith("Calls that arrived from 2026-01-21 00:00:00+09:00 to "), "the city's own time"
+    assert page.endswith("Everything adds up.\n")
 
 
 def test_a_complaint_is_handled_once_a_person_judged_it_and_it_is_resolved(damaged: Day) -> None:
