@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from callrouter.asterisk import conf
+from callrouter.asterisk.ami import Ami
 from callrouter.phone import Dialog, Phone, SipError
 from tests.support import until
 from tests.support.lab import Lab
@@ -59,6 +61,30 @@ async def test_an_operator_dials_nothing_else(line_lab: LineLab, dialled: str) -
     assert await decided(call) in (403, 404, 484)
     assert not line.dialogs, "a line outside was rung"
     await until(lambda: lab.stack.channels() == 0, "nothing is left of it")
+
+
+async def test_a_stolen_password_rings_no_number_outside(line_lab: LineLab) -> None:
+    """The daemon's AMI user may add members to queues. One that is no operator's phone is not dialled."""
+    lab, line = line_lab
+    log = lab.state / "log" / "messages"
+    member = {"Queue": "medical", "Interface": "PJSIP/+62911999999@out-carrier"}
+    ami = Ami("127.0.0.1", lab.stack.ports.ami, "daemon", conf.secret(lab.state, "ami_daemon"), lambda event: None)
+    running = asyncio.create_task(ami.run())
+    try:
+        await until(lambda: ami.status().ok, "connected")
+        await ami.do({"Action": "QueueAdd", "StateInterface": "PJSIP/out-carrier", **member})
+        caller = await lab.answered_caller()
+        caller.media.press("1")
+        await until(lambda: "PJSIP/out-carrier-" in log.read_text(), "it was about to be dialled, and the log says so")
+        operator = await lab.operator("medical")
+        await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ), "the caller hears an operator", 10)
+        assert not line.dialogs, "a line outside was rung"
+        assert operator.dialogs
+        await caller.hang_up()
+        await ami.do({"Action": "QueueRemove", **member})
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_an_operator_dials_colleagues_the_profiles_numbers_and_the_echo(line_lab: LineLab) -> None:
