@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +32,16 @@ class Reading(NamedTuple):
 class AsteriskProcess:
     """`find` opens the one that runs now; the object is of that one for ever."""
 
-    def __init__(self, pid: int, descriptor: int) -> None:
-        self.pid, self._descriptor = pid, descriptor
+    def __init__(self, pid: int, descriptor: int, started: float) -> None:
+        self.pid, self._descriptor, self._started = pid, descriptor, started
 
     @classmethod
     def find(cls, state: Path) -> "AsteriskProcess | None":
         """The process that the pid file names, if it runs with this stack's configuration."""
         try:
-            pid = int((state / "run" / "asterisk.pid").read_text())
-            found = cls(pid, os.pidfd_open(pid))
+            with (state / "run" / "asterisk.pid").open() as file:
+                pid = int(file.read())
+                found = cls(pid, os.pidfd_open(pid), os.fstat(file.fileno()).st_mtime)
         except (OSError, ValueError):
             return None
         try:
@@ -52,6 +54,11 @@ class AsteriskProcess:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    @property
+    def age_s(self) -> float:
+        """Since its pid file was written, right before it began (tools/start.py)."""
+        return time.time() - self._started
 
     @property
     def ended(self) -> bool:

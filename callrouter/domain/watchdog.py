@@ -12,7 +12,8 @@ from enum import Enum
 from typing import NamedTuple
 
 FROZEN_S, IDLE_S = 6.0, 7.0
-LONG_S = 60.0  # while it computes, answers ARI, or has not answered at all since it started
+LONG_S = 60.0  # while it computes, answers ARI, or may be starting
+START_S = 20.0  # longer takes no start, also of one that never answered us: we may be younger than it
 _GAP_S = 2.0  # between two looks: longer, and it was we who stood still; everything seen before is too old
 _BUSY = 0.25  # of one processor
 
@@ -44,6 +45,7 @@ class Look(NamedTuple):
     ari: float
     talk_heard: bool  # since the look before, or it cannot be told
     activity: Activity
+    age_s: float = 0.0  # since the process was started
 
 
 class Case(NamedTuple):
@@ -51,7 +53,7 @@ class Case(NamedTuple):
     which no thread computed; `frozen_s`: that part in which nothing ran."""
 
     look: Look | None = None
-    answered: bool = False  # once, since it started
+    answered: bool = False  # once, since it started, as far as we know
     silent_s: float = 0.0
     still_s: float = 0.0
     frozen_s: float = 0.0
@@ -62,11 +64,13 @@ class Case(NamedTuple):
             return False
         deaf = self.still_s >= IDLE_S and self.look.at - self.look.ari >= IDLE_S
         soon = deaf or self.frozen_s >= FROZEN_S
-        return self.silent_s >= LONG_S or (self.answered and soon)
+        return self.silent_s >= LONG_S or ((self.answered or self.look.age_s > START_S) and soon)
 
     def after(self, look: Look) -> "Case":
         last = self.look
-        if last is None or look.process is None or look.process != last.process:
+        if last is None:  # an answer that came while we looked for the first time
+            return Case(look, look.process is not None and look.at - max(look.sip, look.ami) <= _GAP_S)
+        if look.process is None or look.process != last.process:
             return Case(look)
         step_s = look.at - last.at
         frozen = look.activity is Activity.FROZEN

@@ -118,7 +118,8 @@ class Watchdog:
         if not doubt:
             self._evidence.forget()
         sides = self._sip_heard, self._ami.heard, self._ari.heard
-        return Look(time.monotonic(), self._process, *sides, heard, does)
+        age_s = self._process.age_s if self._process else 0.0
+        return Look(time.monotonic(), self._process, *sides, heard, does, age_s)
 
     async def _closer(self, process: AsteriskProcess) -> tuple[Activity, bool]:
         status = self._ledger.status()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +111,16 @@ async def test_only_this_stacks_asterisk_is_found(tmp_path: Path) -> None:
     finally:
         stranger.kill()
         stranger.wait()
+
+
+async def test_its_age_is_that_of_its_pid_file(process: AsteriskProcess, tmp_path: Path) -> None:
+    assert 0 <= process.age_s < 30
+    pid_file = tmp_path / "run" / "asterisk.pid"
+    os.utime(pid_file, (time.time() - 3600,) * 2)
+    again = AsteriskProcess.find(tmp_path)
+    assert again is not None
+    assert 3600 <= again.age_s < 3630
+    again.close()
 
 
 async def test_a_kill_meets_that_process_and_no_other(

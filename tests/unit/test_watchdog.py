@@ -69,8 +69,21 @@ def test_stillness_counts_in_one_piece_only() -> None:
 
 
 def test_one_that_never_answered_since_its_start_gets_a_minute() -> None:
-    new = Case().after(ANSWERED._replace(process=2))
+    new = Case().after(ANSWERED._replace(at=-0.5)).after(ANSWERED._replace(process=2))
     assert wedged_at((look._replace(process=2) for look in every(120)), new) == LONG_S
+
+
+def test_one_that_is_older_than_a_start_has_started_also_if_it_never_answered_us() -> None:
+    old = Case().after(ANSWERED._replace(sip=-math.inf, ami=-math.inf, age_s=3600.0))
+    assert wedged_at(every(120, FROZEN, age_s=3600.0), old) == FROZEN_S
+    assert wedged_at(every(120, age_s=3600.0), old) == IDLE_S
+    assert wedged_at(every(120, FROZEN, age_s=10.0), old) == LONG_S
+
+
+def test_an_answer_before_our_first_look_counts() -> None:
+    assert wedged_at(every(120, FROZEN), Case().after(ANSWERED._replace(sip=-0.5))) == FROZEN_S
+    killed_before = Case().after(ANSWERED._replace(sip=-6.0, ami=-6.0))
+    assert wedged_at(every(120, FROZEN), killed_before) == LONG_S
 
 
 def test_a_disk_or_a_debugger_starts_the_count_anew() -> None:
@@ -98,6 +111,7 @@ looks = st.builds(
     ari=st.floats(0, 3.0),
     talk_heard=st.sampled_from([False, False, False, True]),
     activity=st.sampled_from([IDLE, IDLE, FROZEN, FROZEN, BUSY, WAITING]),
+    age_s=st.floats(0, 60.0),
 )
 quiet = looks.map(lambda look: look._replace(sip=math.inf, ami=math.inf, process=1))
 stretches = st.lists(st.one_of(st.lists(looks, max_size=5), st.lists(quiet, min_size=1, max_size=40)), max_size=6)
