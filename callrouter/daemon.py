@@ -27,6 +27,7 @@ from callrouter.asterisk.ari import ApplicationReplaced, Ari, Call
 from callrouter.asterisk.conf import secret
 from callrouter.asterisk.hep import HepListener
 from callrouter.config import Settings
+from callrouter.domain.reconcile import Invite
 from callrouter.health import Component
 from callrouter.profile import Profile
 from callrouter.service.disk import Disk
@@ -68,7 +69,7 @@ class Daemon:
             state / "recordings",
             lambda: self.ledger.journal(),
             lambda call_id: self.ledger.knows(call_id),
-            self.trace.find,
+            self._invite,
         )
         self.ledger = Ledger(
             self.database,
@@ -158,6 +159,10 @@ class Daemon:
 
     def _arrived(self, channel_id: str, created: str) -> None:
         self.ledger.arrived(channel_id)
+
+    def _invite(self, sip_call_id: str) -> Invite | None:
+        self.hep.take()  # its copy came before the caller did, but may not have been looked at
+        return self.trace.find(sip_call_id)
 
     async def _serve(self, call: Call) -> None:
         self.emergency.arrived(call.channel)

@@ -24,7 +24,9 @@ _PENDING_MAX = 10_000
 _TAG = re.compile(r";\s*tag=([^;>\s]*)", re.I)
 # The first CSeq, and its method where that stands plainly on the line: most messages are of no interest, and told by it alone.
 _CSEQ = re.compile(r"\n(?![ \t])[^\S\n]*[cC][sS][eE][qQ][^\S\n]*:(?:[^\S\n]*\d{1,10}[^\S\n]+([A-Z]+)[^\S\n]*\n(?![ \t]))?")
-_BUFFER = 4 << 20  # bytes asked of the kernel for what comes while the event loop is busy
+_BUFFER = 4 << 20  # bytes asked of the kernel for what comes while nobody reads
+_PAUSE_S = 0.02  # between two readings under load: one turn of the event loop for many packets, not for each
+_PACKETS_MAX, _PACKET_MAX = 256, 65_535  # packets a reading, bytes a packet
 _SO_MEMINFO, _DROPS = 55, 8  # linux/sock_diag.h, asm-generic/socket.h: a socket's counters, and that of dropped packets
 
 
@@ -182,7 +184,7 @@ class Refusals:
             del self._asked[oldest[0]]
 
 
-class HepListener(asyncio.DatagramProtocol):
+class HepListener:
     """Listens at `host` and `port`; `server` is our own SIP address.
 
     `on_message` is told of each INVITE and each answer to one, `on_gap(why)` when some were missed since the one before,
@@ -201,6 +203,7 @@ class HepListener(asyncio.DatagramProtocol):
     ) -> None:
         self._address, self._refusals = (host, port), Refusals(server, on_refusal)
         self._on_message, self._on_gap, self._on_listening = on_message, on_gap, on_listening
+        self._socket: socket.socket | None = None
         self._health = Health()
 
     def status(self) -> Component:
@@ -210,7 +213,7 @@ class HepListener(asyncio.DatagramProtocol):
         """Listen until cancelled. A port that is taken is told by `status`; calls do not depend on it."""
         while True:
             try:
-                transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, self._address)
+                listener = self._open()
             except OSError as error:
                 self._health.set(False, f"UDP port {self._address[1]}: {error.strerror}")
                 self._on_gap("port taken")
@@ -218,10 +221,9 @@ class HepListener(asyncio.DatagramProtocol):
                 continue
             try:
                 self._health.set(True, f"listening on UDP port {self._address[1]}")
-                listener = transport.get_extra_info("socket")
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 dropped = 0
                 self._on_listening()
+                self._wait(listener)
                 while True:
                     await asyncio.sleep(_SETTLE_S / 2)
                     self._refusals.settle(time.monotonic())
@@ -231,15 +233,57 @@ class HepListener(asyncio.DatagramProtocol):
                         self._on_listening()
             finally:
                 self._on_gap("listener closed")
-                transport.close()
+                self._socket = None
+                asyncio.get_running_loop().remove_reader(listener)
+                listener.close()
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        packet = parse_hep(data)
-        if packet is None or not concerns_invite(packet.payload):
-            return
-        if (sip := parse_sip(packet.payload)) is not None:
-            self._refusals.take(packet, time.monotonic(), sip)
-            self._on_message(packet, sip)
+    def take(self) -> int:
+        """Take what has come by now, so far as one turn of the event loop may last. How many packets it was."""
+        listener = self._socket
+        if listener is None:
+            return 0
+        for taken in range(_PACKETS_MAX):
+            try:
+                data = listener.recv(_PACKET_MAX)
+            except OSError:  # nothing is there any more
+                return taken
+            packet = parse_hep(data)
+            if packet is not None and concerns_invite(packet.payload) and (sip := parse_sip(packet.payload)) is not None:
+                self._refusals.take(packet, time.monotonic(), sip)
+                self._on_message(packet, sip)
+        return _PACKETS_MAX
+
+    def _open(self) -> socket.socket:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            listener.setblocking(False)
+            listener.bind(self._address)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        except OSError:
+            listener.close()
+            raise
+        self._socket = listener
+        return listener
+
+    def _wait(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listener, self._first, listener)
+
+    def _first(self, listener: socket.socket) -> None:
+        """Something came after a quiet moment."""
+        asyncio.get_running_loop().remove_reader(listener)
+        self._turn(listener)
+
+    def _turn(self, listener: socket.socket) -> None:
+        if self._socket is not listener:
+            return  # closed meanwhile
+        taken = 1
+        try:
+            taken = self.take()
+        finally:
+            if taken:
+                asyncio.get_running_loop().call_later(_PAUSE_S, self._turn, listener)
+            else:
+                self._wait(listener)
 
 
 def _drops(listener: socket.socket) -> int:

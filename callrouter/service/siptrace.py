@@ -23,6 +23,7 @@ from callrouter.domain.witness import Interval, Invite
 FILE_MAX = 256 << 20  # bytes a day: a million INVITEs. A flood beyond it ends the listening, and the report says so
 _EVERY_S = 1.0
 _ALIVE_S = 10.0  # at least one record in this time, or the daemon was away
+_UNHEARD_S = 0.1  # what came so lately may wait to be read
 _STUCK_S = 2.0  # the event loop did not run, or the clock went back, for so long
 _KNOWN_S, _KNOWN_MAX = 180.0, 20_000
 _PENDING_MAX = 20_000
@@ -37,6 +38,7 @@ class SipTrace:
     def __init__(self, directory: Path, address: tuple[str, int], keep_days: int) -> None:
         self._directory, self._address, self._keep = directory, address, timedelta(days=keep_days)
         self._known: OrderedDict[tuple[str, str], Invite] = OrderedDict()  # (Call-ID, From tag) → as last recorded
+        self._last: dict[str, tuple[str, str]] = {}  # Call-ID → the one of them that came last
         self._pending: list[dict[str, Any]] = []
         self._listening = False  # now
         self._gap = True  # since the last record
@@ -45,7 +47,8 @@ class SipTrace:
 
     def find(self, sip_call_id: str) -> Invite | None:
         """The INVITE of that Call-ID that came last, while it is young."""
-        return next((one for (call_id, _), one in reversed(self._known.items()) if call_id == sip_call_id), None)
+        key = self._last.get(sip_call_id)
+        return None if key is None else self._known.get(key)
 
     def take(self, packet: Packet, sip: Sip) -> None:
         if sip.method != "INVITE":
@@ -94,8 +97,11 @@ class SipTrace:
         invite = Invite(now, *key, packet.source[0], sip.authorized, identity, sender, privacy)
         self._known.pop(key, None)
         self._known[key] = invite
+        self._last[key[0]] = key
         while self._known and (len(self._known) > _KNOWN_MAX or now - next(iter(self._known.values())).at > _KNOWN_S):
-            self._known.popitem(last=False)
+            old, _ = self._known.popitem(last=False)
+            if self._last.get(old[0]) == old:
+                del self._last[old[0]]
         record = invite._asdict()
         self._add({"kind": "invite", "call_id": record.pop("sip_call_id"), **record})
 
@@ -111,7 +117,7 @@ class SipTrace:
         if gap:
             taken = [{"at": now, "kind": "gap"}, *taken, *([{"at": now, "kind": "listen"}] if self._listening else [])]
         elif self._listening and (taken or end or now - self._written >= _ALIVE_S):
-            taken.append({"at": now, "kind": "alive"})
+            taken.append({"at": now - _UNHEARD_S, "kind": "alive"})
         if not taken:
             return
         path = self._directory / f"invites-{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.jsonl"

@@ -1,12 +1,18 @@
 """Refused INVITEs, told from the mirrored SIP messages; whatever bytes come in, nothing raises and nothing grows."""
 
+import asyncio
+import contextlib
+import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callrouter.asterisk.hep import Packet, Refusals, Sip, concerns_invite, parse_hep, parse_sip
+from callrouter.asterisk.hep import HepListener, Packet, Refusals, Sip, concerns_invite, parse_hep, parse_sip
+from tests.support import until
 
 SERVER = ("192.0.2.2", 5060)
 CARRIER = ("192.0.2.1", 5060)  # carriers too use the usual port
@@ -285,3 +291,79 @@ def test_a_flood_of_unanswered_invites_forgets_the_oldest() -> None:
 def test_an_answer_after_three_minutes_is_too_late() -> None:
     invite = request()
     assert Counted().take(invite).take(answer(488, invite), at=181.0).told == []
+
+
+# --- the listener
+
+
+class Heard:
+    """A listener, and what it was sent over UDP."""
+
+    def __init__(self) -> None:
+        self.refused: list[int] = []
+        self.call_ids: list[str] = []
+        self.listening = asyncio.Event()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._to: tuple[str, int] = probe.getsockname()
+        self.listener = HepListener(
+            self._to[0],
+            self._to[1],
+            SERVER,
+            lambda source, code: self.refused.append(code),
+            self._message,
+            on_listening=self.listening.set,
+        )
+
+    def _message(self, packet: Packet, sip: Sip) -> None:
+        self.call_ids.append(sip.call_id)
+        if sip.call_id == "fault@x":
+            raise RuntimeError("a fault of ours")
+
+    def mirror(self, packet: Packet) -> None:
+        ends = zip((3, 4), (7, 8), (packet.source, packet.destination), strict=True)
+        chunks = [chunk(of, socket.inet_aton(host)) + chunk(at, struct.pack("!H", port)) for of, at, (host, port) in ends]
+        self._socket.sendto(hep(*chunks, chunk(15, packet.payload.encode())), self._to)
+
+
+@asynccontextmanager
+async def heard() -> AsyncIterator[Heard]:
+    one = Heard()
+    task = asyncio.create_task(one.listener.run())
+    await one.listening.wait()
+    try:
+        yield one
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        one._socket.close()
+
+
+async def test_a_burst_is_heard_whole_and_in_order() -> None:
+    async with heard() as one:
+        for n in range(60):
+            invite = request(call_id=f"{n}@x")
+            for packet in (invite, request("OPTIONS"), answer(486, invite)):
+                one.mirror(packet)
+            if n % 20 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: len(one.refused) == 60, "every refusal is told")
+        assert one.call_ids == [f"{n}@x" for n in range(60) for _ in range(2)]
+
+
+async def test_what_came_can_be_taken_at_once() -> None:
+    async with heard() as one:
+        one.mirror(request(call_id="a@x"))
+        await until(lambda: one.call_ids == ["a@x"], "the first is heard")
+        one.mirror(request(call_id="b@x"))  # in the pause after it
+        assert one.listener.take() == 1
+        assert one.call_ids == ["a@x", "b@x"]
+
+
+async def test_a_message_that_fails_does_not_end_the_listening() -> None:
+    async with heard() as one:
+        for call_id in ("fault@x", "b@x"):
+            one.mirror(request(call_id=call_id))
+        await until(lambda: one.call_ids == ["fault@x", "b@x"], "both are heard")
