@@ -1,21 +1,23 @@
 """SQLite behind SQLAlchemy with one turn to the connection's thread for each statement.
 
 aiosqlite gives every step of a cursor to that thread: making it, executing, fetching, closing. Each turn wakes two threads, and
-four of them cost more than most statements of ours. Here execution brings the rows along and leaves nothing open.
+four of them cost more than most statements of ours. Here execution brings the rows along; a result of many is read on in pieces.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import aiosqlite
+
+_AT_ONCE = 1000  # rows that come with the execution
 
 
 class Connection(aiosqlite.Connection):
     """What SQLAlchemy's dialect uses of one. Awaited, it opens `database`."""
 
     def __init__(self, database: str) -> None:
-        super().__init__(lambda: sqlite3.connect(database), iter_chunk_size=64)
+        super().__init__(lambda: sqlite3.connect(database), iter_chunk_size=_AT_ONCE)
         self._thread.daemon = True  # as SQLAlchemy has it: no connection that was forgotten keeps a process alive
 
     def cursor(self) -> "Cursor":  # type: ignore[override]
@@ -25,41 +27,47 @@ class Connection(aiosqlite.Connection):
         if self._conn.in_transaction:  # the pool asks for it whenever a connection comes back
             await super().rollback()
 
-    async def run(self, statement: str, parameters: Any, *, many: bool) -> tuple[list[Any], sqlite3.Cursor]:
-        """The rows of a statement, and its closed cursor, which tells the rest. Raises sqlite3.Error."""
-        return await self._execute(self._run, statement, parameters, many)  # type: ignore[no-any-return, no-untyped-call]
+    async def turn(self, what: Callable[..., Any], *given: Any) -> Any:
+        """Do that in the connection's thread. Raises sqlite3.Error."""
+        return await self._execute(what, *given)  # type: ignore[no-untyped-call]
 
-    def _run(self, statement: str, parameters: Any, many: bool) -> tuple[list[Any], sqlite3.Cursor]:
-        cursor = self._conn.cursor()
-        try:
-            (cursor.executemany if many else cursor.execute)(statement, parameters)
-            return cursor.fetchall() if cursor.description else [], cursor
-        finally:
-            cursor.close()
+    def make_cursor(self) -> sqlite3.Cursor:
+        """In the connection's thread only."""
+        return self._conn.cursor()
 
 
 class Cursor:
-    """One statement and its result, all of it in memory."""
-
-    arraysize = 1
+    """One statement and its result."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._done: sqlite3.Cursor | None = None
+        self._cursor: sqlite3.Cursor | None = None
         self._rows: list[Any] = []
+        self._more = False  # rows that are not here yet
 
     async def __aenter__(self) -> "Cursor":
         return self
 
     async def execute(self, operation: str, parameters: Iterable[Any] = ()) -> None:
-        self._rows, self._done = await self._connection.run(operation, parameters, many=False)
+        await self._connection.turn(self._execute, operation, parameters)
 
     async def executemany(self, operation: str, parameters: Iterable[Iterable[Any]]) -> None:
-        self._rows, self._done = await self._connection.run(operation, parameters, many=True)
+        await self._connection.turn(self._executemany, operation, parameters)
 
     async def fetchall(self) -> Sequence[Any]:
-        taken, self._rows = self._rows, []
-        return taken
+        rows = self._taken(len(self._rows))
+        if self._more:
+            self._more = False
+            rows += await self._connection.turn(self._rest)
+        return rows
+
+    async def fetchmany(self, size: int = 1) -> Sequence[Any]:
+        if not self._rows and self._more:
+            await self._connection.turn(self._fetch, max(size, _AT_ONCE))
+        return self._taken(size)
+
+    async def fetchone(self) -> Any:
+        return next(iter(await self.fetchmany(1)), None)
 
     async def fetchmany(self, size: int | None = None) -> Sequence[Any]:
         """What a streamed result asks for; the rows are there already."""
@@ -68,16 +76,47 @@ class Cursor:
         return taken
 
     async def close(self) -> None:
-        return
+        if self._more and self._cursor is not None:
+            self._more = False
+            await self._connection.turn(self._cursor.close)
 
     @property
     def description(self) -> Any:
-        return self._done.description if self._done else None
+        return self._cursor.description if self._cursor else None
 
     @property
     def rowcount(self) -> int:
-        return self._done.rowcount if self._done else -1
+        return self._cursor.rowcount if self._cursor else -1
 
     @property
     def lastrowid(self) -> int | None:
-        return self._done.lastrowid if self._done else None
+        return self._cursor.lastrowid if self._cursor else None
+
+    def _taken(self, count: int) -> list[Any]:
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        return taken
+
+    # --- in the connection's thread -----------------------------------------------------------------------------------
+
+    def _execute(self, operation: str, parameters: Any) -> None:
+        self._cursor = self._connection.make_cursor()
+        self._cursor.execute(operation, parameters)
+        self._fetch(_AT_ONCE)
+
+    def _executemany(self, operation: str, parameters: Any) -> None:
+        self._cursor = self._connection.make_cursor()
+        self._cursor.executemany(operation, parameters)
+        self._cursor.close()
+
+    def _fetch(self, count: int) -> None:
+        assert self._cursor is not None
+        self._rows = self._cursor.fetchmany(count) if self._cursor.description else []
+        self._more = len(self._rows) == count
+        if not self._more:
+            self._cursor.close()
+
+    def _rest(self) -> list[Any]:
+        assert self._cursor is not None
+        rows = self._cursor.fetchall()
+        self._cursor.close()
+        return rows
