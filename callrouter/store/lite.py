@@ -61,19 +61,13 @@ class Cursor:
             rows += await self._connection.turn(self._rest)
         return rows
 
-    async def fetchmany(self, size: int = 1) -> Sequence[Any]:
+    async def fetchmany(self, size: int | None = None) -> Sequence[Any]:
         if not self._rows and self._more:
-            await self._connection.turn(self._fetch, max(size, _AT_ONCE))
-        return self._taken(size)
+            await self._connection.turn(self._fetch, _AT_ONCE)
+        return self._taken(size or 1)
 
     async def fetchone(self) -> Any:
         return next(iter(await self.fetchmany(1)), None)
-
-    async def fetchmany(self, size: int | None = None) -> Sequence[Any]:
-        """What a streamed result asks for; the rows are there already."""
-        taken = self._rows[: size or self.arraysize]
-        del self._rows[: len(taken)]
-        return taken
 
     async def close(self) -> None:
         if self._more and self._cursor is not None:
