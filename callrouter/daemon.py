@@ -27,7 +27,7 @@ from callrouter.asterisk.ari import ApplicationReplaced, Ari, Call
 from callrouter.asterisk.conf import secret
 from callrouter.asterisk.hep import HepListener
 from callrouter.config import Settings
-from callrouter.domain.reconcile import Invite
+from callrouter.domain.witness import Invite
 from callrouter.health import Component
 from callrouter.profile import Profile
 from callrouter.service.disk import Disk
