@@ -5,7 +5,7 @@ AMI and metrics come up beside it and catch up. Any of them may be away for hour
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
     ari, ami ──▶ emergency (what the journal does not tell in time) ──▶ ledger
-    ami ──▶ gauges, standing       hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
+    ami ──▶ gauges, standing, set_back       hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
     reconciliation: every witness compared, each night
 """
 
@@ -38,6 +38,7 @@ from callrouter.service.ledger import NODE, Ledger
 from callrouter.service.pulse import Pulse
 from callrouter.service.reconciliation import Reconciliation
 from callrouter.service.refusals import Refusals
+from callrouter.service.setback import SetBack
 from callrouter.service.setup import city
 from callrouter.service.siptrace import SipTrace
 from callrouter.service.standing import Standing
@@ -83,7 +84,8 @@ class Daemon:
         told = self.gauges.routed, self.emergency.decided, self.standing.arrived
         self.intake = Intake(flow(profile), state / "prompts", *told)
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self._serve, self._arrived)
-        self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self._event, self._resync)
+        self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self._event, self._resync, self._set_back)
+        self.set_back = SetBack(ports.ami, secret(state, "ami_console"))
         self.refusals = Refusals(self.database)
         heard = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
         self.hep = HepListener("127.0.0.1", ports.hep, server, *heard)
@@ -107,6 +109,7 @@ class Daemon:
                     self.ledger,
                     self.ami,
                     self.standing,
+                    self.set_back,
                     self.emergency,
                     self.hep,
                     self.trace,
@@ -172,6 +175,9 @@ class Daemon:
         self.gauges.event(event)
         self.emergency.event(event)
         self.standing.event(event)
+
+    def _set_back(self, seconds: float) -> None:
+        self.set_back.noticed(seconds)
 
     async def _resync(self) -> None:
         snapshot = await self.ami.list({"Action": "QueueStatus"})

@@ -18,6 +18,7 @@ import structlog
 from panoramisk.ami_protocol import AMIProtocol
 from panoramisk.message import Message
 
+from callrouter.domain.clock import TimeOfDay
 from callrouter.health import Component, Health
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,8 @@ async def _nothing() -> None:
 
 
 class Ami:
-    """The connection. `on_event` gets each event as a plain dict; `on_resync` runs after each login and each gap."""
+    """The connection. `on_event` gets each event as a plain dict; `on_resync` runs after each login and each gap; `on_set_back`
+    is told by how many seconds Asterisk's clock went back."""
 
     def __init__(
         self,
@@ -52,9 +54,11 @@ class Ami:
         secret: str,
         on_event: Callable[[dict[str, str]], None] = lambda event: None,
         on_resync: Callable[[], Awaitable[None]] = _nothing,
+        on_set_back: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._address, self._login = (host, port), {"Action": "Login", "Username": user, "Secret": secret}
-        self._on_event, self._on_resync = on_event, on_resync
+        self._on_event, self._on_resync, self._on_set_back = on_event, on_resync, on_set_back
+        self._clock = TimeOfDay()
         self._connection: _Connection | None = None
         self._backoff_s = _BACKOFF_MIN_S
         self.heard = -math.inf  # time.monotonic() of the last sign of life
@@ -132,7 +136,10 @@ class Ami:
     async def _ping(self, connection: "_Connection") -> None:
         while True:
             await asyncio.sleep(_PING_S)
-            await connection.send({"Action": "Ping"}, as_list=False)
+            asked = time.monotonic()
+            answer = plain(await connection.send({"Action": "Ping"}, as_list=False))
+            if back_s := self._clock.told(float(answer["Timestamp"]), asked, time.monotonic()):
+                self._on_set_back(back_s)
 
 
 class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped

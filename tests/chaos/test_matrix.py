@@ -135,8 +135,6 @@ async def test_a_clock_that_jumps_is_not_noticed(lab: Lab, clock: Clock, seconds
         if not rung.ended.is_set():
             await slow.answer(rung)
         takers = [await lab.operator("call_takers", "security", "fire", "medical:1") for _ in range(3)]
-        if seconds < 0:  # Asterisk lets him wait as long as the clock went back, or until he presses a key
-            queued.media.press("3")
         for what, caller in {"ringing": ringing, "queued": queued, "in the menu": menu}.items():
             heard = caller.media.heard
             await until(lambda heard=heard: heard.has_tone(OPERATOR_HZ), f"{what}: a human is heard", 15)  # type: ignore[misc]
@@ -159,3 +157,18 @@ async def test_a_clock_that_jumps_is_not_noticed(lab: Lab, clock: Clock, seconds
     await fresh.hang_up()
     await one_right_ticket(lab, fresh, "medical", ahead_s=(after_s, after_s))
     assert lab.stack.ready()["status"] == "ready"
+
+
+async def test_those_who_wait_keep_their_places_when_the_clock_is_set_back(lab: Lab, clock: Clock) -> None:
+    for n in range(1, 4):
+        await pressed(lab, "3")  # nobody serves it: all wait for a call taker
+        await until(lambda n=n: len(lab.waiting()) == n, "he waits")  # type: ignore[misc]
+    before = lab.waiting()
+    clock.jump(-3600)
+    await until(lambda: "wait: -" in lab.cli("queue show call_takers"), "they came an hour after now")
+
+    def anew() -> list[tuple[str, int]] | None:
+        said = lab.cli("queue show call_takers")
+        return lab.waiting() if said.count("prio:") == 3 and "wait: -" not in said else None
+
+    assert await until(anew, "all wait anew") == before
