@@ -129,7 +129,9 @@ class Citizen:
             if self.talking.is_set():
                 talked_since = talked_since or now
                 if now - talked_since > self.script.talk_s:
-                    return
+                    if self.human_at() is not None:
+                        return
+                    talked_since += 1.0  # nobody hangs up on a human whom he has not heard yet
             else:
                 talked_since = None
                 if now - dialog.answered_at > (self.script.give_up_s or _HUMAN_S):
