@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 _ACTION_S, _CONNECT_S, _PING_S = 5.0, 5.0, 1.0
 _QUIET_S = 2.5  # without a message: told as not well
+_END = b"\r\n\r\n"  # of a message
 _LINE_MAX = 1000  # Asterisk refuses 1,024 and more (main/manager.c)
 _EVENTS_MAX = 10_000
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.1, 3.0
@@ -155,6 +156,7 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
         self.gap, self.lost = asyncio.Event(), asyncio.Event()
         self.awaiting_actions: list[object] = []  # AMIProtocol puts here what a Manager would send again
         self._waiting: set[asyncio.Future[Any]] = set()
+        self._begun = b""  # of a message that is not complete yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -183,12 +185,20 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
 
     def data_received(self, data: bytes) -> None:
         self._on_data()
-        super().data_received(data)
+        *messages, self._begun = (self._begun + data).split(_END)
+        for message in messages:
+            if message.startswith(b"Event: ") and b"\r\nActionID: " not in message and not message.startswith(b"Event: Shutdown"):
+                self._tell(_event(message))
+            else:  # an answer, or part of one
+                super().data_received(message + _END)
 
     def dispatch(self, message: Message) -> None:
+        self._tell(plain(message))
+
+    def _tell(self, event: dict[str, str]) -> None:
         # Called inside data_received: an exception here would end the connection and lose the other events of this read.
         try:
-            self.events.put_nowait(plain(message))
+            self.events.put_nowait(event)
         except asyncio.QueueFull:
             while not self.events.empty():
                 self.events.get_nowait()
@@ -205,6 +215,16 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
                 future.set_exception(AmiUnreachable(f"{reason}, unknown whether done"))
         with contextlib.suppress(AttributeError):  # never connected
             self.transport.close()
+
+
+def _event(message: bytes) -> dict[str, str]:
+    """The same as `plain` of panoramisk's message, in a fifth of the time: most of what comes are events that nobody asked for."""
+    found: dict[str, str] = {}
+    for line in message.decode("utf-8", "replace").split("\r\n"):
+        name, colon, value = line.partition(": ")
+        if colon:
+            found[name] = f"{found[name]}\n{value}" if name in found else value
+    return found
 
 
 def plain(message: Any) -> dict[str, str]:

@@ -85,11 +85,11 @@ class Journal:
         """Something was written: look now instead of at the next poll."""
         self._wake.set()
 
-    async def follow(self, limit: int) -> AsyncGenerator[Batch, None]:
+    async def follow(self, limit: int, poll_s: float = POLL_S) -> AsyncGenerator[Batch, None]:
         """Batches for ever, as they are written. The file system is never waited for in the event loop.
 
-        Who lags behind gets batch after batch. Who is up to date gets ten a second at most: under load that is a fraction
-        of the transactions, and nobody sees a ticket later than `POLL_S`.
+        Who lags behind gets batch after batch. Who is up to date gets one each `poll_s` at most: under load that is a
+        fraction of the transactions, and nobody sees a ticket later than that.
         """
         while True:
             self._wake.clear()
@@ -102,12 +102,12 @@ class Journal:
             if batch is not None:
                 yield batch
                 if len(batch.events) + len(batch.bad) < limit and batch.end - batch.known < _CHUNK // 2:
-                    await asyncio.sleep(max(0.0, now + POLL_S - time.monotonic()))
+                    await asyncio.sleep(max(0.0, now + poll_s - time.monotonic()))
                 continue
             if self.fault is None:
                 self.read_up_to = now
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(poll_s):
                     await self._wake.wait()
 
     def read(self, limit: int) -> Batch | None:

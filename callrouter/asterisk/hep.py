@@ -25,7 +25,7 @@ _TAG = re.compile(r";\s*tag=([^;>\s]*)", re.I)
 # The first CSeq, and its method where that stands plainly on the line: most messages are of no interest, and told by it alone.
 _CSEQ = re.compile(r"\n(?![ \t])[^\S\n]*[cC][sS][eE][qQ][^\S\n]*:(?:[^\S\n]*\d{1,10}[^\S\n]+([A-Z]+)[^\S\n]*\n(?![ \t]))?")
 _BUFFER = 4 << 20  # bytes asked of the kernel for what comes while nobody reads
-_PAUSE_S = 0.02  # between two readings under load: one turn of the event loop for many packets, not for each
+_PAUSE_S = 0.04  # between two readings under load: one turn of the event loop for many packets, not for each
 _PACKETS_MAX, _PACKET_MAX = 256, 65_535  # packets a reading, bytes a packet
 _SO_MEMINFO, _DROPS = 55, 8  # linux/sock_diag.h, asm-generic/socket.h: a socket's counters, and that of dropped packets
 

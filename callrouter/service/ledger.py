@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from callrouter.asterisk.cel import Batch, Journal
+from callrouter.asterisk.cel import POLL_S, Batch, Journal
 from callrouter.domain.call import EMERGENCY, JOURNAL, Call, Event, OpenCalls, shown
 from callrouter.domain.ticket import OUTCOMES
 from callrouter.health import Component, Health
@@ -29,6 +29,7 @@ from callrouter.store.schema import AWAY, error_text, writing
 
 NODE = "callrouter"  # Asterisk's systemname
 _BATCH, _REPLAY_BATCH = 500, 4000  # records a transaction
+_EMERGENCY_POLL_S = 0.5  # the emergency record, which is written once in years
 _BACKOFF_S = (0.1, 5.0)  # first and longest wait while the database is away
 _COMMIT_LATE_S = 2.0  # a transaction this long is told as not well
 _JOURNAL_LATE_S = 2.0  # a caller is in the application and the journal knows nothing of it: it is not written
@@ -143,7 +144,8 @@ class Ledger:
 
     async def _follow(self, journal: Journal, source: str) -> None:
         """Both sources tell of the same calls: what one lacks the other adds, one batch after the other."""
-        async with aclosing(journal.follow(_BATCH)) as batches:
+        poll_s = POLL_S if source == JOURNAL else _EMERGENCY_POLL_S
+        async with aclosing(journal.follow(_BATCH, poll_s)) as batches:
             async for batch in batches:
                 if source == JOURNAL:
                     self._on_read(batch.events)
