@@ -35,6 +35,7 @@ from callrouter.service.emergency import Emergency
 from callrouter.service.gauges import Gauges
 from callrouter.service.intake import Intake, flow
 from callrouter.service.ledger import NODE, Ledger
+from callrouter.service.parts import Parts
 from callrouter.service.pulse import Pulse
 from callrouter.service.reconciliation import Reconciliation
 from callrouter.service.refusals import Refusals
@@ -60,7 +61,7 @@ class Daemon:
     def __init__(self, settings: Settings, profile: Profile) -> None:
         state, ports = settings.state, settings.ports(profile)
         self.database = schema.engine(settings.database_url)
-        self.gauges = Gauges()
+        self.gauges, self.parts = Gauges(), Parts()
         self.pulse = Pulse(self.gauges.registry)
         server = (profile.network.sip_address, ports.sip)
         self.trace = SipTrace(state / "sip", server, profile.retention.journal_days)
@@ -118,7 +119,7 @@ class Daemon:
                     self.disk,
                     *watching,
                 ):
-                    group.create_task(part.run())
+                    group.create_task(self.parts.keep(part))
                 await self._listen(runner)
         finally:
             await runner.cleanup()
@@ -133,8 +134,12 @@ class Daemon:
             "journal": self._journal(),
             "disk": self.disk.status(),
             "recordings": self.upkeep.status(),
-            "daemon": self.pulse.status(),
+            "daemon": self._itself(),
         }
+
+    def _itself(self) -> Component:
+        pulse, parts = self.pulse.status(), self.parts.status()
+        return pulse if parts.ok else parts
 
     def _journal(self) -> Component:
         """With the last night's reconciliation told, where it did not add up."""

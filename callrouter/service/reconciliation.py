@@ -56,7 +56,8 @@ class Reconciliation:
         self._database, self._state, self._profile = database, state, profile
         self._test_secret, self._node = test_secret, node
         self._upkeep = Upkeep(database, state, node)
-        self._health = Health("not run yet")
+        self._health = Health()
+        self._health.set(True, "runs each night")
         self.findings = 0  # of the last night
         self.mended = 0
 
@@ -72,7 +73,6 @@ class Reconciliation:
 
     async def run(self) -> None:
         """Each night at the quiet hour, until cancelled; a night on which the database is away is made up for."""
-        self._health.set(True, "runs each night")
         due = next_night(datetime.now(UTC), self._profile.zone)
         while True:
             await asyncio.sleep(_LOOK_S)
@@ -88,6 +88,7 @@ class Reconciliation:
 
     async def night(self, now: datetime) -> None:
         """One night's work."""
+        self._health.set(False, "the night's reconciliation goes on, or failed: see the log")
         report, mended = await self.mend((now - _SPAN).timestamp(), now.timestamp())
         self.findings, self.mended = len(report.findings), self.mended + len(mended)
         for one in mended:
