@@ -45,7 +45,7 @@ QUEUE, KEY = "medical", "1"
 PEERS = Path(__file__).parent / "peers"
 _POLL_S = 5.0
 _READY_S = 20.0
-_EMPTY = ("acl", "ccss", "udptl", "features", "cel", "cdr", "pjproject", "queuerules", "indications", "websocket_client")
+_EMPTY = ("acl", "ccss", "udptl", "features", "cel", "pjproject", "queuerules", "indications", "websocket_client")
 
 
 class Contender(ABC):
