@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from callrouter.domain.call import Event
 
-POLL_S = 0.1
+POLL_S = 0.15
 RECORD_MAX = 1 << 20  # bytes; Asterisk's own limit for a SIP message is 64 KiB
 _CHUNK = 1 << 18
 _HEAD = 8192  # enough of a file to know it by
