@@ -138,8 +138,14 @@ _KNOWN = (
     .outerjoin(call, call.c.call_id == ticket.c.call_id)  # a ticket whose call is gone keeps its number
     .where(ticket.c.call_id.in_(sa.bindparam("call_ids", expanding=True)))
 )
-_HELD = sa.select(journal_position.c.offset).where(
-    journal_position.c.node == sa.bindparam("of_node"), journal_position.c.file == sa.bindparam("of_file")
+_MOVE = (
+    sa.update(journal_position)
+    .where(
+        journal_position.c.node == sa.bindparam("of_node"),
+        journal_position.c.file == sa.bindparam("of_file"),
+        journal_position.c.offset == sa.bindparam("known"),
+    )
+    .values(offset=sa.bindparam("end"))
 )
 
 
@@ -152,10 +158,14 @@ async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[s
 
 
 async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:
-    held = await connection.scalar(_HELD, {"of_node": node, "of_file": position.file})
-    if (held or 0) != position.known:
+    """Move the position on from where the database must have it; what is not there stands at 0."""
+    if not position.known:
+        await upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": 0}])
+    moved = await connection.execute(
+        _MOVE, {"of_node": node, "of_file": position.file, "known": position.known, "end": position.end}
+    )
+    if moved.rowcount != 1:
         raise Moved
-    await upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": position.end}], ("offset",))
 
 
 async def _write_calls(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,11 +19,22 @@ class Connection(aiosqlite.Connection):
     def __init__(self, database: str) -> None:
         super().__init__(lambda: sqlite3.connect(database), iter_chunk_size=_AT_ONCE)
         self._thread.daemon = True  # as SQLAlchemy has it: no connection that was forgotten keeps a process alive
+        self._begin = ""
 
     def cursor(self) -> "Cursor":  # type: ignore[override]
         return Cursor(self)
 
+    def begin(self, statement: str) -> None:
+        """Begin a transaction so, in the same turn as its first statement."""
+        self._begin = statement
+
+    async def commit(self) -> None:
+        self._begin = ""
+        if self._conn.in_transaction:
+            await super().commit()
+
     async def rollback(self) -> None:
+        self._begin = ""
         if self._conn.in_transaction:  # the pool asks for it whenever a connection comes back
             await super().rollback()
 
@@ -32,8 +43,12 @@ class Connection(aiosqlite.Connection):
         return await self._execute(what, *given)  # type: ignore[no-untyped-call]
 
     def make_cursor(self) -> sqlite3.Cursor:
-        """In the connection's thread only."""
-        return self._conn.cursor()
+        """In the connection's thread only. Raises sqlite3.Error: the transaction cannot begin."""
+        cursor = self._conn.cursor()
+        if self._begin:
+            cursor.execute(self._begin)
+            self._begin = ""
+        return cursor
 
 
 class Cursor:

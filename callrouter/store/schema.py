@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import alembic.command
 import alembic.config
@@ -241,7 +241,8 @@ def _sqlite_connect(connection: Any) -> None:
 def _sqlite_begin(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later cannot wait for another writer: it fails at once.
     writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver = cast(lite.Connection, connection.connection.driver_connection)
+    driver.begin("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @asynccontextmanager
