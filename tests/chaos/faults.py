@@ -20,6 +20,7 @@ from tests.chaos.crowd import PHASES, Citizen, Crowd
 from tests.chaos.steps import cut, deaf
 from tests.support import until
 from tests.support.lab import Lab
+from tools.stack import StackError
 
 _PAUSE_S = (5.0, 8.5)  # between two faults: at least one in 10 s
 
@@ -50,6 +51,18 @@ class Scene:
         changed = datetime.fromisoformat(components[component]["since"]).timestamp() - time.time() + time.monotonic()
         return changed > since or time.monotonic() - since > 4
 
+    async def signal(self, program: str, number: signal.Signals) -> int:
+        """Sent to that program, as soon as there is one: another fault may just have ended it. Its pid."""
+
+        def sent() -> int | None:
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                pid = self.lab.pid(program)
+                os.kill(pid, number)
+                return pid
+            return None
+
+        return await until(sent, f"there is a {program} to be signalled", 30)
+
     @property
     def journal(self) -> Path:
         return self.lab.state / "journal" / "cel.csv"
@@ -57,21 +70,20 @@ class Scene:
 
 async def asterisk_killed(scene: Scene, target: Citizen | None) -> None:
     async with scene.noted(scene.asterisk_away, "ari"):
-        os.kill(scene.lab.pid("asterisk"), signal.SIGKILL)
+        await scene.signal("asterisk", signal.SIGKILL)
 
 
 async def asterisk_wedged(scene: Scene, target: Citizen | None) -> None:
     """Stopped for good: the watchdog must find it, end it, and have it started again."""
     async with scene.noted(scene.asterisk_away, "ari"):
-        pid = scene.lab.pid("asterisk")
-        os.kill(pid, signal.SIGSTOP)
+        pid = await scene.signal("asterisk", signal.SIGSTOP)
         await until(lambda: scene.lab.pid("asterisk") != pid, "the watchdog ends a wedged Asterisk", 20)
 
 
 async def asterisk_stalled(scene: Scene, target: Citizen | None) -> None:
     """Slow, not dead: two seconds without a sign, then it goes on. Nobody may kill it."""
-    pid, since = scene.lab.pid("asterisk"), time.monotonic()
-    os.kill(pid, signal.SIGSTOP)
+    since = time.monotonic()
+    pid = await scene.signal("asterisk", signal.SIGSTOP)
     await asyncio.sleep(2)
     os.kill(pid, signal.SIGCONT)
     scene.menu_away.append((since, time.monotonic()))  # the dead-man's timer went on
@@ -79,14 +91,13 @@ async def asterisk_stalled(scene: Scene, target: Citizen | None) -> None:
 
 async def daemon_killed(scene: Scene, target: Citizen | None) -> None:
     async with scene.noted(scene.menu_away, "ari"):
-        os.kill(scene.lab.pid("daemon"), signal.SIGKILL)
+        await scene.signal("daemon", signal.SIGKILL)
 
 
 async def daemon_stopped(scene: Scene, target: Citizen | None) -> None:
     """Deaf for some seconds. Its supervisor may have restarted it meanwhile."""
     async with scene.noted(scene.menu_away, "ari"):
-        pid = scene.lab.pid("daemon")
-        os.kill(pid, signal.SIGSTOP)
+        pid = await scene.signal("daemon", signal.SIGSTOP)
         await asyncio.sleep(4)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -106,31 +117,35 @@ async def ami_cut(scene: Scene, target: Citizen | None) -> None:
 async def _cut(scene: Scene, port: int) -> None:
     """The daemon's connection to that port; a daemon that was just killed has none yet."""
 
-    def one() -> int:
-        with contextlib.suppress(ProcessLookupError):
+    def done() -> int:
+        with contextlib.suppress(FileNotFoundError):
             return cut(scene.lab.pid("daemon"), port)
         return 0
 
-    await until(one, f"the daemon is connected to port {port}", 30)
+    await until(done, f"the daemon is connected to port {port}", 30)
 
 
 async def ari_and_ami_drop(scene: Scene, target: Citizen | None) -> None:
     """What Asterisk says to the daemon is lost on the way. SIP answers, so nobody may kill Asterisk."""
     async with scene.noted(scene.menu_away, "ari"):
-        with deaf(scene.lab.pid("daemon"), scene.lab.stack.ports.ari, scene.lab.stack.ports.ami):
+        ports = scene.lab.stack.ports
+        with deaf(scene.lab.pid("daemon"), ports.ari, ports.ami):
             await asyncio.sleep(5)
 
 
 async def console_killed(scene: Scene, target: Citizen | None) -> None:
-    os.kill(scene.lab.pid("web"), signal.SIGKILL)
+    await scene.signal("web", signal.SIGKILL)
 
 
 async def supervisor_killed(scene: Scene, target: Citizen | None) -> None:
     """The parts go on without it, until `make up` takes them over."""
-    os.kill(scene.lab.pid("supervisord"), signal.SIGKILL)
+    await scene.signal("supervisord", signal.SIGKILL)
     await asyncio.sleep(2)
     async with scene.noted(scene.menu_away, "ari"):  # the daemon is replaced
-        await asyncio.to_thread(scene.lab.stack.up)
+        try:
+            await asyncio.to_thread(scene.lab.stack.up)
+        except StackError:  # not ready in its time, on a busy machine: it says so and goes on trying
+            await asyncio.to_thread(scene.lab.stack.up)
 
 
 async def database_away(scene: Scene, target: Citizen | None) -> None:

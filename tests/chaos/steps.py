@@ -68,12 +68,16 @@ async def stopped(pid: int) -> AsyncIterator[None]:
 
 
 def connections(pid: int, port: int) -> Iterator[socket.socket]:
-    """That process's own TCP connections to a port of 127.0.0.1: what is done to one of them is done to the process. Raises
-    ProcessLookupError."""
+    """That process's own TCP connections to a port of 127.0.0.1: what is done to one of them is done to the process. One that
+    has ended has none."""
     libc = ctypes.CDLL(None, use_errno=True)
-    process = os.pidfd_open(pid)
     try:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+        process = os.pidfd_open(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    try:
+        for link in links:
             with contextlib.suppress(OSError):  # closed meanwhile; not a socket; not connected
                 if not os.readlink(link).startswith("socket:"):
                     continue
