@@ -1,6 +1,7 @@
 """`make up`, `down` and `status`, as people and scripts use them: processes, exit codes, sentences, and nothing left behind."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -212,6 +213,21 @@ async def test_a_daemon_that_ended_for_good_is_started_by_the_next_up(place: Pla
     assert done.returncode == 0, done.stderr
     assert place.pids()["daemon"] != pids["daemon"]
     assert place.pids()["asterisk"] == pids["asterisk"]
+
+
+async def test_an_asterisk_that_ended_in_a_drain_is_started_by_the_next_up(place: Place) -> None:
+    """While `make down` waits for the calls none is started; and then `make down` was killed."""
+    assert place.make("up").returncode == 0
+    pids = place.pids()
+    with (place.state / "run" / "drain.lock").open("w") as drain:
+        fcntl.flock(drain, fcntl.LOCK_EX)
+        os.kill(pids["asterisk"], signal.SIGKILL)
+        log = place.state / "log" / "supervisord.log"
+        await until(lambda: "exited: asterisk (exit status 78" in log.read_text(), "it is not started", 10)
+    done = place.make("up")
+    assert done.returncode == 0, done.stderr
+    assert place.pids()["asterisk"] != pids["asterisk"]
+    assert place.pids()["supervisord"] == pids["supervisord"]
 
 
 async def test_without_its_supervisor_the_status_says_so(place: Place) -> None:
