@@ -34,6 +34,7 @@ class Scene:
     postgresql: PostgresServer | None = None  # the stack's database, if it is not SQLite
     asterisk_away: list[tuple[float, float]] = field(default_factory=list)  # killed or wedged until it answers again
     menu_away: list[tuple[float, float]] = field(default_factory=list)  # keys may go unheard
+    database: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by what takes the database away
 
     @asynccontextmanager
     async def noted(self, spans: list[tuple[float, float]], component: str) -> AsyncIterator[None]:
@@ -150,11 +151,6 @@ async def supervisor_killed(scene: Scene, target: Citizen | None) -> None:
 
 async def database_away(scene: Scene, target: Citizen | None) -> None:
     """PostgreSQL is stopped for six seconds; in SQLite nobody else can write for longer than anybody waits."""
-    if scene.postgresql is not None:
-        await asyncio.to_thread(scene.postgresql.stop)
-        await asyncio.sleep(6)
-        await asyncio.to_thread(scene.postgresql.start)
-        return
 
     def hold() -> None:
         held = sqlite3.connect(scene.lab.state / "callrouter.db", isolation_level=None, timeout=10)
@@ -163,10 +159,17 @@ async def database_away(scene: Scene, target: Citizen | None) -> None:
         held.execute("ROLLBACK")
         held.close()
 
-    await asyncio.to_thread(hold)
+    async with scene.database:
+        if scene.postgresql is None:
+            await asyncio.to_thread(hold)
+            return
+        await asyncio.to_thread(scene.postgresql.stop)
+        await asyncio.sleep(6)
+        await asyncio.to_thread(scene.postgresql.start)
 
 
 async def journal_rotated(scene: Scene, target: Citizen | None) -> None:
+    await until(scene.journal.exists, "a record after the last rotation", 30)
     scene.journal.rename(scene.journal.with_name(f"cel.csv.{datetime.now(UTC):%H%M%S%f}"))
 
 
@@ -176,6 +179,7 @@ async def journal_torn(scene: Scene, target: Citizen | None) -> None:
 
 
 async def journal_doubled(scene: Scene, target: Citizen | None) -> None:
+    await until(scene.journal.exists, "a record after the last rotation", 30)
     _append(scene.journal, b"".join(scene.journal.read_bytes().splitlines(keepends=True)[-6:-1]))
 
 
