@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import alembic.command
 import alembic.config
@@ -20,8 +20,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-
-from callrouter.store import lite
 
 # What a database that is away, busy, restarting or not migrated yet raises; the driver's own errors come from connecting.
 AWAY: tuple[type[Exception], ...] = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
@@ -204,8 +202,8 @@ def engine(url: str) -> AsyncEngine:
     """
     if not make_url(url).drivername.startswith("sqlite"):
         return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 2, "command_timeout": 30})
+    made = create_async_engine(url)
     path = make_url(url).database or ""
-    made = create_async_engine(url, async_creator=lambda: lite.Connection(path or ":memory:"))
 
     def connected(connection: Any, record: Any) -> None:
         _sqlite_connect(connection)
@@ -241,8 +239,7 @@ def _sqlite_connect(connection: Any) -> None:
 def _sqlite_begin(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later cannot wait for another writer: it fails at once.
     writes = connection.get_execution_options().get("writes", False)
-    driver = cast(lite.Connection, connection.connection.driver_connection)
-    driver.begin("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @asynccontextmanager
