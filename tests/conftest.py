@@ -4,7 +4,7 @@ with the logs of the stacks; and what the tests of every directory may ask for."
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -22,8 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, interrupted)
 
 
-def pytest_exception_interact(report: pytest.CollectReport | pytest.TestReport) -> None:
-    report.sections += [(f"stack in {lab.state}", told) for lab in Lab.of_this_process if (told := lab.last_log_lines())]
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections += [(f"stack in {lab.state}", told) for lab in Lab.of_this_process if (told := lab.last_log_lines())]
+    return report
 
 
 @pytest.fixture(scope="session")

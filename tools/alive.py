@@ -1,12 +1,10 @@
 """alive.py: httpok (superlance) under supervisor; restarts a program whose /healthz gives no answer in time.
 
-One difference: a refused connection is a program that is just starting, or one that supervisor starts anyway. httpok 2.0 would
-restart it again and again: its own retry never runs, since its connection loses the error's number.
+One difference: a connection that is refused or breaks is a program that is just starting, or has just ended and is started by
+supervisor anyway. httpok 2.0 would restart the new one again.
 """
 
-import errno
 import http.client
-import os
 import sys
 import xmlrpc.client
 
@@ -17,7 +15,7 @@ class Alive(httpok.HTTPOk):  # type: ignore[misc]  # superlance is untyped
     connclass = http.client.HTTPConnection
 
     def act(self, subject: str, message: str) -> None:
-        if os.strerror(errno.ECONNREFUSED) not in message:
+        if not message.startswith("error contacting") or "timed out" in message:
             super().act(subject, message)
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,13 @@ class Place:
         return done.returncode, json.loads(done.stdout)
 
     def pids(self) -> dict[str, int]:
-        return {name: int((self.state / "run" / f"{name}.pid").read_text()) for name in ("supervisord", *PROGRAMS)}
+        """Of the programs that have a pid file; Asterisk takes its own away for an instant when it starts."""
+        files = {name: self.state / "run" / f"{name}.pid" for name in ("supervisord", *PROGRAMS)}
+        found = {}
+        for name, path in files.items():
+            with suppress(FileNotFoundError):
+                found[name] = int(path.read_text())
+        return found
 
     def processes(self) -> list[str]:
         """Every process of this stack that runs, whoever knows of it."""

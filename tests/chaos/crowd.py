@@ -114,8 +114,11 @@ class Citizen:
                 with contextlib.suppress(SipError):  # Asterisk dead or away: the citizen cannot know
                     self.keyed_at = await dialog.press_info(key)
             else:
+                before = len(dialog.media.keys_sent)
                 dialog.media.press(key)
                 await asyncio.sleep(0.5)
+                # This process may be late itself.
+                await until(lambda before=before: not dialog.live or len(dialog.media.keys_sent) > before, "the key is sent")  # type: ignore[misc]
                 self.keyed_at = dialog.media.keys_sent[-1][1] if dialog.media.keys_sent else None
 
     async def _stay(self, dialog: Dialog) -> None:
