@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from callrouter.phone import Dialog, Phone, SipError
 from callrouter.phone.audio import tone
 from callrouter.phone.message import Address
+from tests.support import until
 from tools.sipp import CALLER_HZ, OPERATOR_HZ
 
 PHASES = ("menu", "queued", "ringing", "talking", "held")
