@@ -152,7 +152,7 @@ class Limits(_Part):
     )
     prompt_max_s: Seconds = Field(9, description="Greeting and menu together last at most this many seconds, in each language.")
     dead_mans_margin_s: Annotated[float, Field(ge=1, le=3)] = Field(
-        2, description="A daemon that dies in the menu costs the caller at most this many seconds of silence."
+        1.5, description="A daemon that dies in the menu costs the caller at most this many seconds of silence."
     )
     max_silence_s: Seconds = Field(
         8,

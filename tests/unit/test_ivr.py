@@ -13,7 +13,7 @@ from callrouter.service.intake import flow as flow_of
 
 AMBON = flow_of(load_profile(ROOT / "profiles" / "ambon.toml"))
 KECIL = flow_of(load_profile(ROOT / "profiles" / "kecil.toml"))
-MARGIN_S = 2.0
+MARGIN_S = 1.5
 
 
 def in_menu(flow: Flow = AMBON) -> Ivr:

@@ -418,7 +418,7 @@ def test_ambon_is_the_contracts() -> None:
     assert [(trunk.name, trunk.match) for trunk in ambon.trunks] == [("local", ("127.0.0.1/32",))]
     assert [(one.code, one.mode) for one in ambon.services] == [("hearse", "referred")]
     limits = ambon.limits
-    assert (limits.silence_to_human_s, limits.menu_to_human_s, limits.prompt_max_s, limits.dead_mans_margin_s) == (12, 24, 9, 2)
+    assert (limits.silence_to_human_s, limits.menu_to_human_s, limits.prompt_max_s, limits.dead_mans_margin_s) == (12, 24, 9, 1.5)
     assert [(shift.start, shift.end) for shift in ambon.shifts] == [("07:00", "14:00"), ("14:00", "21:00"), ("21:00", "07:00")]
     network = ambon.network
     assert (network.sip_address, network.sip_port, network.console_port, network.daemon_port) == ("127.0.0.1", 5060, 8112, 8113)
