@@ -17,6 +17,8 @@ from callrouter.profile import Profile
 
 log = structlog.get_logger(__name__)
 
+_NOTHING_PLAYS_S = 2  # dialplans/trunk.conf [call] gives the same
+
 
 def flow(profile: Profile) -> Flow:
     """The profile's menu."""
@@ -65,11 +67,13 @@ class Intake:
                     await self._hand_back(call, action, standing, playing)
                     return
                 if isinstance(action, Say):
+                    # While nothing plays the dead-man's timer is short: as armed at the answer, or here.
                     if playing:
+                        await call.set("TIMEOUT(absolute)", f"{_NOTHING_PLAYS_S}")
                         await call.stop(playing)
                     until = action.until_s
-                    await call.set("TIMEOUT(absolute)", f"{action.dead_man_s:.3f}")
                     playing = await call.play([f"{self._prompts}/{action.language}/{name}" for name in action.prompts])
+                    await call.set("TIMEOUT(absolute)", f"{action.dead_man_s:.3f}")
                 digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
                 action = ivr.feed(Tick() if digit is None else Key(digit), time.monotonic() - answered)
         except AriUnreachable:

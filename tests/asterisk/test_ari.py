@@ -352,6 +352,36 @@ async def test_cut_in_the_menu_and_back_the_caller_reaches_a_human_at_once(lab: 
     await caller.hang_up()
 
 
+@pytest.mark.parametrize("prompts", [0, 1])
+async def test_a_daemon_that_ends_right_before_a_prompt_costs_no_more_than_in_one(
+    lab: Lab, connect: Connect, taker: Phone, prompts: int
+) -> None:
+    menu = _menu(lab)
+
+    async def ends(call: Call) -> None:
+        play, played = call.play, 0
+
+        async def plays(media: list[str]) -> str:
+            nonlocal played
+            if played == prompts:
+                await asyncio.Event().wait()
+            played += 1
+            return await play(media)
+
+        call.play = plays  # type: ignore[method-assign]
+        await menu(call)
+
+    await (await connect(ends)).connected()
+    caller = await lab.answered_caller()
+    if prompts:
+        await until(lambda: caller.media.heard.packets > 50, "the greeting is heard")
+        caller.media.press("*")
+        await until(lambda: caller.media.keys_sent, "the key is sent")
+    silent = time.monotonic()
+    assert await _rung(taker, 8) - silent < DEAD_AIR_S
+    await caller.hang_up()
+
+
 @pytest.mark.parametrize("failure", ["away", "hung"])
 async def test_a_line_that_fails_in_the_menu_costs_seconds_only(lab: Lab, connect: Connect, taker: Phone, failure: str) -> None:
     line = await connect(_menu(lab))
