@@ -4,6 +4,7 @@ Imports no store, not even indirectly: no database stands between a caller and a
 only the rest of the dead-man's timer, which is re-armed with each prompt.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,8 +17,6 @@ from callrouter.domain.ivr import Choice, Flow, Found, Ivr, Key, Route, Say, Sta
 from callrouter.profile import Profile
 
 log = structlog.get_logger(__name__)
-
-_NOTHING_PLAYS_S = 2  # dialplans/trunk.conf [call] gives the same
 
 
 def flow(profile: Profile) -> Flow:
@@ -67,13 +66,8 @@ class Intake:
                     await self._hand_back(call, action, standing, playing)
                     return
                 if isinstance(action, Say):
-                    # While nothing plays the dead-man's timer is short: as armed at the answer, or here.
-                    if playing:
-                        await call.set("TIMEOUT(absolute)", f"{_NOTHING_PLAYS_S}")
-                        await call.stop(playing)
                     until = action.until_s
-                    playing = await call.play([f"{self._prompts}/{action.language}/{name}" for name in action.prompts])
-                    await call.set("TIMEOUT(absolute)", f"{action.dead_man_s:.3f}")
+                    playing = await self._say(call, action, playing)
                 digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
                 action = ivr.feed(Tick() if digit is None else Key(digit), time.monotonic() - answered)
         except AriUnreachable:
@@ -84,6 +78,15 @@ class Intake:
             log.warning("menu step refused: straight to a human", reason=str(error))
             route = Route("unclassified", self._flow.human_queue, ivr.language, "interrupted")
             await self._hand_back(call, route, standing, playing)
+
+    async def _say(self, call: Call, say: Say, playing: str | None) -> str:
+        """Returns the new playback. All is sent at once, in this order: a daemon that ended in between would leave a long timer and
+        nothing to hear."""
+        stop = [call.stop(playing)] if playing else []
+        arm = call.set("TIMEOUT(absolute)", f"{say.dead_man_s:.3f}")
+        play = call.play([f"{self._prompts}/{say.language}/{name}" for name in say.prompts])
+        *_, played = await asyncio.gather(*stop, arm, play)
+        return str(played)
 
     async def _hand_back(self, call: Call, route: Route, standing: str, playing: str | None) -> None:
         decided = time.monotonic()
