@@ -5,7 +5,7 @@ AMI and metrics come up beside it and catch up. Any of them may be away for hour
 
     ari ──▶ intake (menu)          cel journal ──▶ ledger ──▶ database ◀── upkeep (recordings)
     ari, ami ──▶ emergency (what the journal does not tell in time) ──▶ ledger
-    ami ──▶ gauges, standing, set_back       hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
+    ami ──▶ gauges, standing, held, set_back       hep ──▶ refusals, trace        watchdog ──▶ asks Asterisk, ends it if wedged
     reconciliation: every witness compared, each night
 """
 
@@ -33,6 +33,7 @@ from callrouter.profile import Profile
 from callrouter.service.disk import Disk
 from callrouter.service.emergency import Emergency
 from callrouter.service.gauges import Gauges
+from callrouter.service.held import Held
 from callrouter.service.intake import Intake, flow
 from callrouter.service.ledger import NODE, Ledger
 from callrouter.service.parts import Parts
@@ -87,6 +88,7 @@ class Daemon:
         self.ari = Ari(f"http://127.0.0.1:{ports.ari}", secret(state, "ari"), self._serve, self._arrived)
         self.ami = Ami("127.0.0.1", ports.ami, "daemon", secret(state, "ami_daemon"), self._event, self._resync, self._set_back)
         self.set_back = SetBack(ports.ami, secret(state, "ami_console"))
+        self.held = Held(self.ari.hang_up)
         self.refusals = Refusals(self.database)
         heard = self.refusals.count, self.trace.take, self.trace.gap, self.trace.listening
         self.hep = HepListener("127.0.0.1", ports.hep, server, *heard)
@@ -111,6 +113,7 @@ class Daemon:
                     self.ami,
                     self.standing,
                     self.set_back,
+                    self.held,
                     self.emergency,
                     self.hep,
                     self.trace,
@@ -180,6 +183,7 @@ class Daemon:
         self.gauges.event(event)
         self.emergency.event(event)
         self.standing.event(event)
+        self.held.event(event)
 
     def _set_back(self, seconds: float) -> None:
         self.set_back.noticed(seconds)

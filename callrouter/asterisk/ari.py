@@ -209,6 +209,10 @@ class Ari:
             raise AriError(got["status_code"], f"{method} {uri}: {text or got.get('reason_phrase', '')}")
         return json.loads(text) if text else None
 
+    async def hang_up(self, channel_id: str, cause: int) -> None:
+        """End any channel, with that Q.850 cause. Raises AriError (404: it has ended), AriUnreachable."""
+        await self.request("DELETE", f"channels/{channel_id}", reason_code=str(cause))
+
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """One connection, until it ends. Whatever ends first (reader, watchdog, start-up) ends the rest."""
         reader = asyncio.create_task(self._read(socket))

@@ -32,24 +32,24 @@ class Reading(NamedTuple):
 class AsteriskProcess:
     """`find` opens the one that runs now; the object is of that one for ever."""
 
-    def __init__(self, pid: int, descriptor: int, started: float) -> None:
-        self.pid, self._descriptor, self._started = pid, descriptor, started
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid, self._descriptor = pid, descriptor
+        self._started = int(_stat(Path(f"/proc/{pid}"))[19]) / _TICKS  # since the machine's own start
 
     @classmethod
     def find(cls, state: Path) -> "AsteriskProcess | None":
         """The process that the pid file names, if it runs with this stack's configuration."""
         try:
-            with (state / "run" / "asterisk.pid").open() as file:
-                pid = int(file.read())
-                found = cls(pid, os.pidfd_open(pid), os.fstat(file.fileno()).st_mtime)
+            pid = int((state / "run" / "asterisk.pid").read_text())
+            descriptor = os.pidfd_open(pid)
         except (OSError, ValueError):
             return None
         try:
             if os.fsencode(state / "etc" / "asterisk.conf") in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                return found
+                return cls(pid, descriptor)
         except OSError:
             pass
-        found.close()
+        os.close(descriptor)
         return None
 
     def close(self) -> None:
@@ -57,8 +57,8 @@ class AsteriskProcess:
 
     @property
     def age_s(self) -> float:
-        """Since its pid file was written, right before it began (tools/start.py)."""
-        return time.time() - self._started
+        """Since it began, whatever the clock says."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._started
 
     @property
     def ended(self) -> bool:
@@ -127,9 +127,14 @@ class AsteriskProcess:
 
 
 def _thread(task: Path) -> Thread:
-    fields = (task / "stat").read_text().rpartition(")")[2].split()
+    fields = _stat(task)
     switches = re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())
     return Thread(fields[0], sum(map(int, switches)), (int(fields[11]) + int(fields[12])) / _TICKS)
+
+
+def _stat(task: Path) -> list[str]:
+    """The fields of /proc/.../stat from the third on, the state."""
+    return (task / "stat").read_text().rpartition(")")[2].split()
 
 
 def _said(task: Path, name: str) -> str:

@@ -83,7 +83,7 @@ class Dialog:
         return answer.at
 
     def go_dead(self) -> None:
-        """As if the phone lost its power: no audio, no signalling, ever again."""
+        """No audio and no signalling of this call, ever again; the phone itself lives."""
         self.media.close()
         self.phone.dead.add(self.call_id)
 

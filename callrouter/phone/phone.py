@@ -67,6 +67,12 @@ class Phone:
             dialog.over()
         self._transactions.close()
 
+    def go_dead(self) -> None:
+        """As if it lost its power: no audio, no signalling, for ever, in all its calls and outside of them."""
+        for dialog in self.dialogs.values():
+            dialog.go_dead()
+        self._transactions.off = True
+
     async def register(self, expires_s: int = _EXPIRES_S) -> None:
         """REGISTER with digest; 0 unregisters. It is not renewed by itself. Raises SipError."""
         me = f"<sip:{self.user}@{self.server[0]}>"

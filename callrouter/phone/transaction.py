@@ -29,6 +29,7 @@ class Transactions(asyncio.DatagramProtocol):
         self._on_request = on_request
         self.address: Address = ("", 0)
         self.deaf: set[str] = set()  # Call-IDs of which nothing is heard any more
+        self.off = False  # nothing at all is heard or said any more
         self._transport: asyncio.DatagramTransport | None = None
         self._waiting: dict[tuple[str, str], asyncio.Queue[Message]] = {}  # by branch and method
         self._replied: dict[tuple[str, str], bytes] = {}
@@ -105,12 +106,12 @@ class Transactions(asyncio.DatagramProtocol):
             self._later(T1_S, time.monotonic() + GIVE_UP_S, request.branch, data, request.source)
 
     def send(self, data: bytes, peer: Address) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing() and not self.off:
             self._transport.sendto(data, peer)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         message = parse(data, addr, time.monotonic())
-        if message is None or message.header("call-id") in self.deaf:
+        if message is None or self.off or message.header("call-id") in self.deaf:
             return
         key = message.branch, message.method
         if message.code is None:

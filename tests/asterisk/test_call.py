@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import signal
 import time
 import wave
 from array import array
@@ -214,12 +216,7 @@ async def test_a_dead_phones_caller_is_ahead_of_everybody_in_the_next_queue_too(
 
 
 async def test_a_held_call_is_not_a_dead_one(lab: Lab) -> None:
-    operator = await lab.operator("medical")
-    caller = await lab.answered_caller()
-    caller.media.press("1")
-    talking = await talk_of(operator)
-    await until(lambda: talking.media.heard.has_tone(CALLER_HZ), "they hear each other")  # bridged: now there is who can be held
-    await talking.hold()
+    caller, talking = await held_caller(lab)
     talking.media.stop()
     held = time.monotonic()
     await asyncio.sleep(7)  # longer than the 5 s after which a silent phone is dead
@@ -230,6 +227,46 @@ async def test_a_held_call_is_not_a_dead_one(lab: Lab) -> None:
     await talking.hold(held=False)
     back = time.monotonic()
     await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, back), "they hear each other again")
+
+
+async def test_a_phone_that_dies_while_it_holds_the_caller_hands_him_to_the_next_operator(lab: Lab) -> None:
+    caller, talking = await held_caller(lab)
+    other = await lab.operator("medical")
+    died = time.monotonic()
+    talking.phone.go_dead()
+    await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, died), "he hears the next operator", 20)
+    assert len(other.dialogs) == 1
+    assert caller.media.heard.longest_silence(died, time.monotonic()) < 3
+    await caller.hang_up()
+    ticket = await lab.ticket(caller)
+    assert [step["what"] for step in ticket["history"]].count("answered") == 2
+    assert ticket["call"]["outcome"] == "answered"
+
+
+async def test_without_the_daemon_session_timers_tell_a_dead_phone_that_holds_from_a_living_one(lab: Lab) -> None:
+    (caller, talking), (patient, other) = await held_caller(lab), await held_caller(lab)
+    await lab.operator("medical")
+    died = time.monotonic()
+    with lab.nobody_restarts():
+        os.kill(lab.pid("daemon"), signal.SIGKILL)
+        talking.phone.go_dead()
+        await until(lambda: caller.media.heard.has_tone(OPERATOR_HZ, died), "he hears the next operator", 120)  # 45 + 32 + 32 s
+    back = time.monotonic()
+    await other.hold(held=False)
+    await until(lambda: patient.media.heard.has_tone(OPERATOR_HZ, back), "the other two hear each other again")
+    await caller.hang_up()
+    assert [step["who"] for step in (await lab.ticket(caller))["history"] if step["what"] == "requeued"] == ["18"]
+
+
+async def held_caller(lab: Lab) -> tuple[Dialog, Dialog]:
+    """A caller, and the call of an operator of the medical queue who holds him and is silent."""
+    operator = await lab.operator("medical")
+    caller = await lab.answered_caller()
+    caller.media.press("1")
+    talking = await talk_of(operator)
+    await until(lambda: talking.media.heard.has_tone(CALLER_HZ), "they hear each other")  # bridged: now there is who can be held
+    await talking.hold()
+    return caller, talking
 
 
 async def test_a_blind_transfer_to_another_queue(lab: Lab) -> None:
