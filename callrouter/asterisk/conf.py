@@ -97,12 +97,13 @@ def render(settings: Settings, profile: Profile, phones: Sequence[Phone] | None)
     environment = _environment()
     for template in (ROOT / "asterisk-conf" / "templates").glob("*.conf.j2"):
         name = template.name.removesuffix(".j2")
-        if name in ("operators.conf", "members.conf"):
+        if name in ("asterisk.conf", "operators.conf", "members.conf"):
             continue
-        target = etc / name if name == "asterisk.conf" else etc / "generated" / name
-        _write(target, environment.get_template(template.name).render(context))
+        _write(etc / "generated" / name, environment.get_template(template.name).render(context))
     if phones is not None or not (etc / "generated" / "operators.conf").exists():
         write_operators(settings, profile, phones or ())
+    # Last: where it exists, everything was written once, and systemd's unit may start Asterisk with it.
+    _write(etc / "asterisk.conf", environment.get_template("asterisk.conf.j2").render(context))
 
 
 def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone]) -> None:
