@@ -439,6 +439,13 @@ def _status(stack: Stack, as_json: bool) -> int:
     return 0 if state["status"] == "ready" else 1
 
 
+def _hung_up(number: int, frame: object) -> None:
+    """The terminal is gone (a dropped SSH session): as Ctrl-C. Kernel and shell both tell it; the second must not cut short
+    what the first began."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("up", "down", "status", "drain"))
@@ -446,6 +453,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a drain is taken back
+    if arguments.action in ("down", "drain") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, _hung_up)
     try:
         owner = os.environ.get("STACK_OWNER")  # set by tests of `make up`: a run that is killed leaves no stack behind
         stack = Stack(settings(), owner=int(owner) if owner else None)

@@ -103,6 +103,19 @@ async def test_a_drain_that_is_killed_or_interrupted_takes_calls_again(lab: Lab)
     assert lab.stack.ready()["status"] == "ready"
 
 
+async def test_a_dropped_session_takes_calls_again_though_asterisk_was_told_to_stop(lab: Lab) -> None:
+    talking, _ = await talk(lab)
+    async with make_down(lab, 60) as down:
+        await options_say(lab, 503)  # all talk: it will end with the last of them
+        for _ in range(2):  # the kernel tells it, and the shell
+            down.send_signal(signal.SIGHUP)
+        assert await down.wait() != 0
+        await (await lab.answered_caller()).hang_up()
+    assert talking.live
+    await talking.hang_up()
+    assert lab.stack.ready()["status"] == "ready"
+
+
 async def test_everybody_inside_reaches_a_human_and_nobody_new_comes_in(lab: Lab) -> None:
     starts = boots(lab)
     talking, operator = await talk(lab)
