@@ -101,6 +101,7 @@ class Crowd:
         self._contender = contender
         self._sipp = Sipp(f"{contender.server[0]}:{contender.server[1]}", contender.settings.state / "sipp")
         self._phones: list[Run] = []
+        self._registered: list[tuple[Sequence[tuple[str, str]], int]] = []  # operators, and their phones' port
         self._ports = itertools.count(contender.server[1] + 10)
 
     def stop(self) -> None:
@@ -111,14 +112,21 @@ class Crowd:
         for run in self._phones:
             run.stop()
         self._phones.clear()
+        self._registered.clear()
         phones = self._contender.phones[:count]
         assert len(phones) == count, f"{self._contender.name} has {len(phones)} operators, {count} are asked for"
         for group in _batched(phones, _LINES_OF_RUN):
             port = next(self._ports)
             self._phones.append(self._sipp.operators(port, ring_ms=_RING_MS, mute=mute))
-            self._sipp.register(group, port, expires_s=3600)
+            self._registered.append((group, port))
+        self.renew()
         wait_until(lambda: self._contender.ready_phones() >= count, f"{count} operators of {self._contender.name} are ready")
         return [run.process.pid for run in self._phones]
+
+    def renew(self) -> None:
+        """Register the same phones again, for an hour: as long as Asterisk takes at once. Raises RuntimeError."""
+        for group, port in self._registered:
+            self._sipp.register(group, port, expires_s=3600)
 
     def callers(self, load: Load, calls: int) -> Run:
         rows = [(f"0811{next(_numbers):08d}", "Caller", load.keys) for _ in range(calls)]

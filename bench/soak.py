@@ -1,7 +1,8 @@
 """`make soak`: calls for hours at a high rate, each short; nothing may grow, every ticket must be right.
 
 Sampled all the time: memory, descriptors and threads of each program, channels, audio ports, how long set-up takes, rows of
-the database against calls. At the end: a trend that is not flat, a wrong or missing ticket, or anything left over fails it.
+the database against calls. At the end: a trend that is not flat, a program that was restarted, a wrong or missing ticket, or
+anything left over fails it. However it ends, the samples are kept.
 """
 
 import argparse
@@ -37,6 +38,7 @@ class Sample:
 
     at_s: float
     calls: int
+    pids: dict[str, int]
     memory_mb: dict[str, float]
     descriptors: dict[str, int]
     threads: dict[str, int]
@@ -58,37 +60,46 @@ def main() -> int:
         assert isinstance(contender, Callrouter)
         soak = Soak(contender, given.rate, given.hours * 3600)
         try:
-            wrong = soak.run(console)
+            soak.run(console)
         finally:
             soak.crowd.stop()
-    faults = [*wrong, *leaks(soak.samples)]
-    said = f"{soak.done} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
-    said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
-    save(RESULTS / "soak.json", {"machine": machine, "said": said, "samples": [asdict(one) for one in soak.samples]})
-    _plot(soak.samples)
-    console.print(said, markup=False)
+            faults = [*soak.faults, *leaks(soak.samples)]
+            said = f"{soak.done} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
+            said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
+            kept = {"machine": machine, "said": said, "faults": faults, "samples": [asdict(one) for one in soak.samples]}
+            save(RESULTS / "soak.json", kept)
+            console.print(said, markup=False)
+            _plot(soak.samples)
     return 1 if faults else 0
 
 
 class Soak:
-    """One stack under calls, and its samples."""
+    """One stack under calls, its samples, and what was wrong with calls and tickets."""
 
     def __init__(self, contender: Callrouter, rate: float, seconds: float) -> None:
-        self.contender, self.crowd, self.samples = contender, Crowd(contender), list[Sample]()
+        self.contender, self.crowd = contender, Crowd(contender)
+        self.samples, self.faults = list[Sample](), list[str]()
         self._load, self._seconds = Load("soak", "caller_keys", 0, rate, stay_ms=3_000), seconds
         self._every_s = max(5.0, seconds / _SAMPLES)
         self._began = time.monotonic()
+        self._pids = contender.processes()
         self.done = 0  # calls of runs that have ended
 
-    def run(self, console: Console) -> list[str]:
-        """What was wrong with calls and tickets."""
+    def run(self, console: Console) -> None:
+        """All calls. What does not go as it should is one of `faults`."""
+        try:
+            self._run(console)
+        except Exception as error:  # hours of samples are worth more than a clean end
+            self.faults.append(f"ended after {time.monotonic() - self._began:.0f} s: {error!r}"[:500])
+
+    def _run(self, console: Console) -> None:
         self.crowd.operators(self._load.concurrent + 30, mute=False)
-        wrong: list[str] = []
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._began = time.monotonic()
         with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
             bar = shown.add_task("soak", total=self._seconds)
             while (left_s := self._seconds - (time.monotonic() - self._began)) > 1:
+                self.crowd.renew()
                 count = math.ceil(min(_AT_ONCE_S, left_s) * self._load.rate)
                 run = self.crowd.callers(self._load, count)
                 self._watch(run, shown, bar)
@@ -96,16 +107,15 @@ class Soak:
                 self.done += len(calls)
                 wait_until(lambda: self.contender.channels() == 0 and self.contender.settled(), "all calls are over", 60)
                 if run.poll() or len(calls) != count:
-                    wrong.append(f"{count - sum(call.as_written for call in calls)} calls failed: {run.errors()[:300]}")
-                wrong += self.contender.wrong(calls, self._load.class_)
-                console.print(f"{self.done} calls, {len(wrong)} faults; {_told(self.samples[-1])}", markup=False)
+                    self.faults.append(f"{count - sum(call.as_written for call in calls)} calls failed: {run.errors()[:300]}")
+                self.faults += self.contender.wrong(calls, self._load.class_)
+                console.print(f"{self.done} calls, {len(self.faults)} faults; {_told(self.samples[-1])}", markup=False)
         if (rows := self.contender.rows()) != self.done:
-            wrong.append(f"{rows} calls in the database, {self.done} were made")
+            self.faults.append(f"{rows} calls in the database, {self.done} were made")
         time.sleep(self._every_s)
         last = self._sample([], self.done)
         if last.channels or last.audio_ports:
-            wrong.append(f"left over: {last.channels} channels, {last.audio_ports} audio ports")
-        return wrong
+            self.faults.append(f"left over: {last.channels} channels, {last.audio_ports} audio ports")
 
     def _watch(self, run: Run, shown: Progress, bar: TaskID) -> None:
         seen = 0
@@ -120,13 +130,17 @@ class Soak:
                 seen = len(calls)
 
     def _sample(self, calls: Sequence[SippCall], so_far: int) -> Sample:
-        """`calls` are those since the sample before."""
+        """`calls` are those since the sample before. A program that was restarted meanwhile is a fault."""
         programs, rung = self.contender.processes(), self.crowd.rung_at()
+        restarted = [name for name, pid in programs.items() if pid != self._pids[name]]
+        self.faults += [f"{name} was restarted before second {time.monotonic() - self._began:.0f}" for name in restarted]
+        self._pids = programs
         invited = [1000 * (call.answered_at - call.rang_at) for call in calls if call.answered_at and call.rang_at]
         rings = [1000 * (rung[call.number] - call.keyed_at) for call in calls if call.keyed_at and call.number in rung]
         return Sample(
             time.monotonic() - self._began,
             so_far,
+            programs,
             memory_mb(programs),
             {name: descriptors(pid) for name, pid in programs.items()},
             {name: threads(pid) for name, pid in programs.items()},

@@ -24,7 +24,8 @@ CALLER_HZ, OPERATOR_HZ = 440.0, 800.0
 _PACKET, _PACKET_MS = 50, 30
 _KEY_PACKETS, _GAP_PACKETS = 5, 5
 _NO_KEY = 200  # an event that means nothing to Asterisk
-# Each run has UDP ports of its own for its audio, two a call; above those of every stack that leaves room for them.
+# Each run has UDP ports of its own for its audio, two a call; above those of every stack that leaves room for them. When all have
+# been used they come again, but not those of a run that goes on: operators stay for hours.
 _RTP, _RTP_END, _RTP_OF_RUN = 50000, 64999, 400
 _END_S = 10.0
 
@@ -49,8 +50,9 @@ class SippCall:
 class Run:
     """One SIPp process, and what it wrote."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
-        self.process, self._path = process, path
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path, rtp: int) -> None:
+        """`rtp`: the first port of its audio."""
+        self.process, self._path, self.rtp = process, path, rtp
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs; 0 if every call went as written."""
@@ -232,7 +234,7 @@ class Sipp:
             lines = said.read_text().splitlines()
             said = path.with_suffix(".xml")
             said.write_text("\n".join(line for line in lines if "rtp_stream=" not in line))
-        rtp = _RTP + number * self._audio_ports % (_RTP_END - _RTP - self._audio_ports)
+        rtp = self._free_ports(number)
         end = rtp + self._audio_ports - 2 if len(rows) < self._audio_ports // 4 else _RTP_END
         command = [str(SIPP), self._server, "-sf", str(said), "-i", address, "-mi", address, "-nostdin"]
         command += ["-min_rtp_port", str(rtp), "-max_rtp_port", str(end), "-skip_rlimit"]
@@ -249,8 +251,15 @@ class Sipp:
                 cwd=self._directory,
                 process_group=0 if self._group else None,
             )
-        self._started.append(Run(process, path))
+        self._started.append(Run(process, path, rtp))
         return self._started[-1]
+
+    def _free_ports(self, number: int) -> int:
+        """The first audio port of that run: of the next place in turn that no run of ours holds."""
+        places = range(_RTP, _RTP_END - self._audio_ports, self._audio_ports)
+        held = {run.rtp for run in self._started if run.poll() is None}
+        in_turn = (places[n % len(places)] for n in range(number, number + len(places)))
+        return next((rtp for rtp in in_turn if rtp not in held), places[number % len(places)])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
 """Contenders of `make bench` on the real Asterisk: they take the same calls, and the measurement tells what they did."""
 
 import asyncio
+import os
+import re
+import signal
+import socket
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from bench.contenders import running
-from bench.load import SHORT, TALK, Block, Crowd, Load, measure
+from bench.contenders import Callrouter, running
+from bench.load import SHORT, TALK, Block, Crowd, Load, measure, wait_until
+from bench.soak import Soak
+from callrouter.asterisk import conf
 from tests.support.ports import leased_offset
+from tools.sipp import Run, Sipp
 
 
 def measured(name: str, load: Load, *, ear: bool = False) -> Block:
@@ -47,3 +58,68 @@ async def test_late_packets_are_listened_for() -> None:
     assert block.ear["operator"] == 1.0
     assert block.ear["missing_share"] < 0.5
     assert 15 < block.ear["gap_p50_ms"] < 35
+
+
+def expiries(contender: Callrouter) -> list[int]:
+    """When each registered contact ends, in seconds of the epoch."""
+    said = conf.cli(contender.settings, "database show registrar/contact") or ""
+    return [int(at) for at in re.findall(r'"expiration_time":"(\d+)"', said)]
+
+
+def soaked() -> tuple[Soak, list[int], list[int]]:
+    with leased_offset() as offset, running("callrouter", offset, 60) as contender:
+        assert isinstance(contender, Callrouter)
+        soak = Soak(contender, rate=2, seconds=14)
+        killer = threading.Timer(8, lambda: os.kill(contender.processes()["web"], signal.SIGKILL))
+        try:
+            killer.start()
+            soak.run(Console(quiet=True))
+            before = expiries(contender)
+            wait_until(lambda: time.time() > max(before) - 3600 + 1, "a second is over")
+            soak.crowd.renew()
+            return soak, before, expiries(contender)
+        finally:
+            killer.join()
+            soak.crowd.stop()
+
+
+async def test_a_soak_tells_a_restarted_program_and_keeps_its_operators_registered() -> None:
+    soak, before, after = await asyncio.to_thread(soaked)
+    assert len(soak.samples) >= 2
+    assert [fault for fault in soak.faults if not fault.startswith("web was restarted")] == []
+    assert len(soak.faults) == 1
+    assert len(before) == len(after) > 30
+    assert min(after) > max(before)
+
+
+async def test_a_soak_that_ends_early_is_a_fault_and_no_exception() -> None:
+    def too_few() -> Soak:
+        with leased_offset() as offset, running("callrouter", offset, 3) as contender:
+            assert isinstance(contender, Callrouter)
+            soak = Soak(contender, rate=2, seconds=10)
+            soak.run(Console(quiet=True))
+            return soak
+
+    soak = await asyncio.to_thread(too_few)
+    assert len(soak.faults) == 1
+    assert "3 operators" in soak.faults[0]
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.2", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_however_many_runs_operators_keep_their_audio_ports(tmp_path: Path) -> None:
+    sipp = Sipp("127.0.0.1:9", tmp_path)
+    try:
+        operators = [sipp.operators(free_port()) for _ in range(2)]
+        others: list[Run] = []
+        for _ in range(80):
+            others.append(sipp.operators(free_port()))
+            others[-1].stop()
+        assert len({run.rtp for run in (*operators, *others)}) > 30
+        assert all(abs(one.rtp - other.rtp) >= 400 for one in operators for other in others)  # so many each of them has
+    finally:
+        sipp.stop()

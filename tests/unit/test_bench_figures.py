@@ -99,7 +99,7 @@ def test_growth_in_the_later_two_thirds_is_not_flat() -> None:
 def sample(n: int, **more: Any) -> Sample:
     made: dict[str, Any] = {"memory_mb": {"daemon": 80.0}, "descriptors": {"daemon": 20}, "threads": {"daemon": 5}}
     made |= {"channels": 60 + n % 3, "audio_ports": 240, "rows": n, "answer_p99_ms": 3.0, "ring_p99_ms": 5.0}
-    return Sample(at_s=15.0 * n, calls=100 * n, **(made | more))
+    return Sample(at_s=15.0 * n, calls=100 * n, pids={"daemon": 7}, **(made | more))
 
 
 @pytest.mark.parametrize(
