@@ -13,12 +13,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 FIELDS = 14  # of a journal record (asterisk-conf/templates/cel_custom.conf.j2)
 _DESCRIPTORS = 1 << 18  # enough for the largest profile; some containers allow 2**30, which slows down every fork
 _TOO_SOON_S = 2.0
-_WRITE_S = 1.0  # for the BOOT record
+_WRITE_S = 1.0  # for the BOOT record, here or there, and for the pid file
 _STOP_S = 6.0  # less than the supervisor gives us
 _STAYS_DOWN = 78  # the exit code that the supervisor does not restart
 
@@ -43,14 +44,26 @@ def append_boot(journal: Path, now: float) -> None:
 
 
 def _tell_boot(state: Path, now: float) -> None:
-    """In the journal, else in the emergency record: a full or stalled disk must not keep Asterisk from starting."""
+    """In the journal, else in the emergency record."""
+
+    def elsewhere() -> None:
+        (state / "emergency").mkdir(mode=0o700, exist_ok=True)
+        append_boot(state / "emergency" / "cel.csv", now)
+
+    if not _in_time(lambda: append_boot(state / "journal" / "cel.csv", now)):
+        _in_time(elsewhere)
+
+
+def _in_time(write: Callable[[], None]) -> bool:
+    """Was it written within `_WRITE_S`? By a child, which is left behind: a full or stalled disk must keep nothing from starting."""
     child = os.fork()
     if child == 0:
         code = 1
-        with contextlib.suppress(OSError):
-            append_boot(state / "journal" / "cel.csv", now)
+        try:
+            write()
             code = 0
-        os._exit(code)
+        finally:
+            os._exit(code)
     deadline = time.monotonic() + _WRITE_S
     done, status = os.waitpid(child, os.WNOHANG)
     while not done and time.monotonic() < deadline:
@@ -58,10 +71,13 @@ def _tell_boot(state: Path, now: float) -> None:
         done, status = os.waitpid(child, os.WNOHANG)
     if not done:
         os.kill(child, signal.SIGKILL)
-    if not done or status:
-        with contextlib.suppress(OSError):
-            (state / "emergency").mkdir(mode=0o700, exist_ok=True)
-            append_boot(state / "emergency" / "cel.csv", now)
+    return bool(done) and status == 0
+
+
+def _write_pid(pid_file: Path, pid: int) -> None:
+    temporary = pid_file.with_suffix(".new")
+    temporary.write_text(f"{pid}\n")
+    temporary.replace(pid_file)
 
 
 def wait_for_predecessor(state: Path) -> None:
@@ -111,10 +127,8 @@ def main(state: Path, name: str, command: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
     if name == "asterisk":
         _tell_boot(state, time.time())
-    with contextlib.suppress(OSError):
-        temporary = pid_file.with_suffix(".new")
-        temporary.write_text(f"{os.getpid()}\n")
-        temporary.replace(pid_file)
+    pid = os.getpid()
+    _in_time(lambda: _write_pid(pid_file, pid))
     os.execv(command[0], command)
 
 

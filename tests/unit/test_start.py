@@ -130,6 +130,15 @@ def test_a_stalled_journal_does_not_keep_asterisk_from_starting_and_boot_is_told
     assert (boot.kind, bad) == ("BOOT", [])
 
 
+def test_a_disk_that_stalls_as_a_whole_does_not_keep_asterisk_from_starting(state: Path) -> None:
+    (state / "emergency").mkdir()
+    for name in ("journal/cel.csv", "emergency/cel.csv", "run/asterisk.new"):
+        os.mkfifo(state / name)
+    began = time.monotonic()
+    assert start(state, "asterisk", "/bin/echo", "hello").stdout == "hello\n"
+    assert time.monotonic() - began < 5
+
+
 def test_a_journal_that_takes_nothing_has_its_boot_told_elsewhere(state: Path) -> None:
     (state / "journal" / "cel.csv").mkdir()
     assert start(state, "asterisk", "/bin/true").returncode == 0
