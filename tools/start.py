@@ -55,7 +55,7 @@ def _tell_boot(state: Path, now: float) -> None:
 
 
 def _in_time(write: Callable[[], None]) -> bool:
-    """Was it written within `_WRITE_S`? By a child, which is left behind: a full or stalled disk must keep nothing from starting."""
+    """Was it written within `_WRITE_S`? By a child, which is left behind: a full or stalled disk keeps nothing from starting."""
     child = os.fork()
     if child == 0:
         code = 1
