@@ -8,7 +8,6 @@ then a talk counts as heard. The supervisor starts Asterisk again.
 import asyncio
 import contextlib
 import math
-import os
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from callrouter.domain.watchdog import Activity, Case, Look, activity
 from callrouter.health import Component, Health
 from callrouter.phone.message import Address
 from callrouter.phone.transaction import SipError, Transactions
+from callrouter.service.disk import try_write
 from callrouter.service.ledger import Ledger
 
 log = structlog.get_logger(__name__)
@@ -213,11 +213,8 @@ class _Evidence:
 
     def _writable(self) -> bool:
         """Does the recordings' disk take data?"""
-        path = self._recordings / ".writable"
         try:
-            with path.open("wb") as file:
-                file.write(os.urandom(8192))
-            path.unlink()
+            try_write(self._recordings)
         except OSError:
             return False
         return True

@@ -249,6 +249,21 @@ async def test_a_replaced_database_is_told_and_its_return_too(lab: Lab) -> None:
     await _away_and_back(lab, lambda: move(lab.state, aside), back)
 
 
+async def test_a_disk_that_hangs_is_told_and_its_return_too(lab: Lab) -> None:
+    """A FIFO in the place of the file that is written each second: opening it waits, as on a disk that hangs."""
+    both, probe = (lab.stack.ports.console, lab.stack.ports.daemon), lab.state / ".writable"
+    await until(lambda: not probe.exists(), "nothing is just being written")
+    os.mkfifo(probe)
+    for port in both:
+        await until(lambda port=port: "disk" in wrong(port), "it is told", CONTRACT_S)  # type: ignore[misc]
+    assert "has not answered" in wrong(both[0])["disk"]
+    await (await lab.answered_caller()).hang_up()
+    os.close(os.open(probe, os.O_RDONLY | os.O_NONBLOCK))
+    probe.unlink()
+    for port in both:
+        await until(lambda port=port: readyz(port)["status"] == "ready", "that is told", CONTRACT_S)  # type: ignore[misc]
+
+
 @pytest.fixture
 def postgresql_socket(postgresql: str) -> Path:
     (path,) = Path(parse_qs(urlsplit(postgresql).query)["host"][0]).glob(".s.PGSQL.*[0-9]")
