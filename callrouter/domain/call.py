@@ -13,6 +13,7 @@ UNCLASSIFIED = "unclassified"
 JOURNAL, EMERGENCY, RECONCILIATION = "journal", "emergency", "reconciliation"
 """Who may tell of a call: Asterisk's journal, the daemon's emergency record, other witnesses found by reconciliation."""
 CUT = "cut"
+CUT_OFF = "cut off: Asterisk was restarted"  # the note on such a call
 _STRENGTH = {None: 0, CUT: 1, RECONCILIATION: 2, EMERGENCY: 3, JOURNAL: 4}
 TRUNK, OPERATOR, OUTSIDE = "PJSIP/trunk-", "PJSIP/op-", "PJSIP/out-"
 _LIST_MAX = 200  # entries of a call's lists: a caller who waits for hours does not grow without end
@@ -342,10 +343,11 @@ def _hangup(call: Call, event: Event) -> _Changes:
 
 def _end(call: Call, event: Event) -> _Changes:
     changes = _exit(call, event)
-    return changes | {"left_by_other": False, "ended_at": event.at, "outcome": _outcome(call)}
+    return changes | {"left_by_other": False, "ended_at": event.at, "outcome": outcome(call)}
 
 
-def _outcome(call: Call) -> str:
+def outcome(call: Call) -> str:
+    """What a call that is over came to, by what was told of it."""
     if call.operator_answered_at is not None:
         return "answered"
     if call.outside_answered_at is not None:
@@ -359,8 +361,8 @@ def _cut(call: Call) -> Call:
     """Asterisk started anew: the call did not survive. Its last event is a lower bound of its end."""
     changes = _exit(call, Event("BOOT", call.seen_at, *[""] * 12))
     if call.ended_by is not None:  # had hung up already: only the last record is missing
-        return call._replace(**changes, ended_at=call.seen_at, outcome=_outcome(call), cut=True)
-    notes = _noted(call, call.seen_at, "cut off: Asterisk was restarted")
+        return call._replace(**changes, ended_at=call.seen_at, outcome=outcome(call), cut=True)
+    notes = _noted(call, call.seen_at, CUT_OFF)
     return call._replace(**changes, ended_at=call.seen_at, ended_by="system", outcome="lost", cut=True, notes=notes)
 
 

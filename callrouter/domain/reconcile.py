@@ -49,8 +49,9 @@ class Report(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-REBUILD, REPLAY, JUDGE = "rebuild", "replay", "judge"
-"""Ways to mend: a call from its other witnesses; every call from the journal; the recording looked at anew."""
+REBUILD, REPLAY, JUDGE, CONCLUDE, REOPEN = "rebuild", "replay", "judge", "conclude", "reopen"
+"""Ways to mend: a call from its other witnesses; every call from the journal; the recording looked at anew; a call's end from
+its CDR; a ticket from its call."""
 
 
 def reconcile(w: Witnesses) -> Report:
@@ -193,7 +194,7 @@ def _cdrs(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Section:
             over = w.now - records[-1].ended_at > SETTLE_S and row.call_id not in w.unread
             if row.ended_from in (None, CUT) and over:
                 text = "the CDR knows how the call ended, the database does not"
-                found.append(Finding("call without end", row.call_id, text, REBUILD))
+                found.append(Finding("call without end", row.call_id, text, CONCLUDE))
         elif row.ended_at is None:
             total.differ("+", "in progress", "calls", row.call_id)
         elif row.ended_from == CUT or (row.ended_from == RECONCILIATION and row.outcome == "lost"):
@@ -288,8 +289,7 @@ def _tickets(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
     for row in calls:
         if row.ticket is None:
             total.differ("−", "WITHOUT A TICKET", "calls", row.call_id)
-            mend = REPLAY if row.call_id in w.journal or row.call_id in w.emergency else REBUILD
-            found.append(Finding("call without ticket", row.call_id, "this call has no ticket", mend))
+            found.append(Finding("call without ticket", row.call_id, "this call has no ticket", REOPEN))
         elif (row.ticket_outcome, row.ticket_test) != (row.outcome, row.test):
             found.append(Finding("ticket differs", row.ticket, "the ticket and its call do not say the same"))
     for number in w.tickets_alone:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
 
-from callrouter.domain.call import OPERATOR, OUTSIDE, Call
+from callrouter.domain.call import CUT_OFF, OPERATOR, OUTSIDE, Call, outcome
 
 _ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.\d{1,9}", re.ASCII)
 
@@ -163,12 +163,31 @@ def rebuilt(
     queues = tuple(dict.fromkeys(one.extension for one in cdrs if one.context == "queue"))
     operators = [one.other.partition("/")[2].rpartition("-")[0] for one in talked if one.other.startswith(OPERATOR)]
     if operators:
-        outcome = "answered"
+        fate = "answered"
     elif talked:
-        outcome = "overflowed_external"
+        fate = "overflowed_external"
     else:
         waited = queues or any(one.context in ("outside", "operator-left") for one in cdrs)
-        outcome = "abandoned_queue" if waited else "abandoned_ivr"
+        fate = "abandoned_queue" if waited else "abandoned_ivr"
     return call._replace(
-        queues=queues, operator=operators[-1] if operators else "", ended_at=max(one.ended_at for one in cdrs), outcome=outcome
+        queues=queues, operator=operators[-1] if operators else "", ended_at=max(one.ended_at for one in cdrs), outcome=fate
+    )
+
+
+_FATES = ("abandoned_ivr", "abandoned_queue", "lost", "overflowed_external", "answered")  # each is proven against those before it
+
+
+def concluded(call: Call, cdrs: Sequence[Cdr]) -> Call:
+    """A call whose end nobody told, as its CDR proves it; whatever was told of it before stays as it is."""
+    proven = rebuilt(call.id, cdrs, None, None, 0.0)
+    ended_at = max(one.ended_at for one in cdrs)
+    assert proven.outcome is not None
+    if call.hangup_cause is None and call.ended_by == "system":  # a start of Asterisk closed it, and nobody saw it end
+        call = call._replace(ended_by=None, notes=tuple(note for note in call.notes if note[1] != CUT_OFF))
+    return call._replace(
+        ended_at=ended_at,
+        outcome=max(proven.outcome, outcome(call), key=_FATES.index),
+        queues=call.queues or proven.queues,
+        operator=call.operator or proven.operator,
+        notes=(*call.notes, (ended_at, "its end found by reconciliation (CDR): the journal does not tell it")),
     )

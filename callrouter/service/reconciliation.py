@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 from time import time as clock
 from typing import NamedTuple
@@ -21,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from callrouter.asterisk import cdr
 from callrouter.asterisk.cel import Journal
 from callrouter.domain.call import RECONCILIATION, TRUNK, Call, opens, sip_call_id
-from callrouter.domain.reconcile import JUDGE, REBUILD, REPLAY, Finding, Report, reconcile
-from callrouter.domain.witness import Carried, Cdr, Invite, Recorded, Told, Witnesses, began, rebuilt
+from callrouter.domain.reconcile import CONCLUDE, JUDGE, REBUILD, REOPEN, REPLAY, Finding, Report, reconcile
+from callrouter.domain.witness import Carried, Cdr, Invite, Recorded, Told, Witnesses, began, concluded, rebuilt
 from callrouter.health import Component, Health
 from callrouter.profile import Profile
 from callrouter.service import ledger, siptrace
@@ -134,6 +135,17 @@ class Reconciliation:
                 async with writing(self._database) as connection:
                     await recordings.save(connection, {one.name: found})
                 mended.append(Mended(one, f"its recording is {found.state}"))
+        for one in (one for one in todo if one.mend == CONCLUDE):
+            async with writing(self._database) as connection:
+                end = partial(concluded, cdrs=w.cdrs[one.name])
+                closed = await calls.conclude(connection, self._node, one.name, end)
+            if closed is not None:
+                mended.append(Mended(one, f"ended as its CDR says ({closed.outcome})"))
+        for one in (one for one in todo if one.mend == REOPEN):
+            async with writing(self._database) as connection:
+                number = await calls.reopen(connection, self._node, city(self._profile), one.name)
+            if number is not None:
+                mended.append(Mended(one, f"ticket {number} made from its call"))
         rebuilds = [one for one in todo if one.mend == REBUILD]
         # An INVITE may be that of a recording or a CDR without a call: while there are such, mended or not, INVITEs wait.
         if any(one.kind in ("recording without call", "cdr without call", "journal without call") for one in report.findings):

@@ -6,7 +6,7 @@ end that the emergency record or reconciliation told) or a rebuild writes over i
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from functools import cache
@@ -16,12 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from callrouter.domain.call import JOURNAL, Call, proof, restored, state, stronger
+from callrouter.domain.call import JOURNAL, RECONCILIATION, Call, proof, restored, state, stronger
 from callrouter.domain.caller import Caller, normalise
 from callrouter.domain.ticket import AFTER, day, number
 from callrouter.store.schema import bad_record, call, change, day_counter, journal_position, ticket, upsert
 
 _UPKEEPS = frozenset(("recording_state", "recording_seconds", "recording_sha256", "recording_file", "recording_until"))
+_CONCLUDED = ("ended_at", "ended_from", "ended_by", "outcome", "operator", "queue", "queues", "notes", "live")
 _FACTS = tuple(column.name for column in call.columns if column.name not in _UPKEEPS)
 
 
@@ -89,8 +90,7 @@ async def record(
     With `rebuild` it writes over ended calls and leaves those alone that another process may be following, and
     announces nothing.
     """
-    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(112, sa.func.hashtext(node))))
+    await _alone(connection, node)
     if position is not None:
         await _advance(connection, node, position)
     await upsert(connection, bad_record, [{"node": node, **row} for row in bad])
@@ -112,6 +112,74 @@ async def record(
         news = [numbers[fact.call.id] for fact in kept if fact.news]
         await announce(connection, "ticket", news)
     return {fact.call.id for fact in new}
+
+
+async def conclude(connection: AsyncConnection, node: str, call_id: str, end: Callable[[Call], Call]) -> Call | None:
+    """Give a call, whose end nobody proves, the end that reconciliation found: `end` is given the call as far as its columns
+    tell it. Nothing else of it changes. None: somebody proved its end meanwhile."""
+    await _alone(connection, node)
+    found = await _known_call(connection, call_id)
+    if found is None or not stronger(RECONCILIATION, found.ended_from):
+        return None
+    fact = Fact(end(_of_columns(found)), True, found.test, RECONCILIATION)
+    caller = _caller_of(found)
+    written = _row(fact, caller, node)
+    # What upkeep found of a cut call's recording was the best that was known of its end.
+    changes = {name: written[name] for name in _CONCLUDED} | {"recording_until": None}
+    await connection.execute(sa.update(call).where(call.c.call_id == call_id).values(changes))
+    await _update_tickets(connection, [fact], {call_id: caller})
+    await announce(connection, "ticket", [one.number for one in (await _known(connection, [call_id])).values()])
+    return fact.call
+
+
+async def reopen(connection: AsyncConnection, node: str, city: City, call_id: str) -> str | None:
+    """A ticket for a call that lacks one, as the call stands. Its number; None: it has one."""
+    await _alone(connection, node)
+    found = await _known_call(connection, call_id)
+    if found is None or await _known(connection, [call_id]):
+        return None
+    one = _of_columns(found)
+    numbers = await _numbered(connection, city, [one])
+    await _open_tickets(connection, [Fact(one, True, found.test)], {call_id: _caller_of(found)}, numbers)
+    await announce(connection, "ticket", list(numbers.values()))
+    return numbers[call_id]
+
+
+async def _alone(connection: AsyncConnection, node: str) -> None:
+    """No other writes calls of this node until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(112, sa.func.hashtext(node))))
+
+
+async def _known_call(connection: AsyncConnection, call_id: str) -> Any:
+    return (await connection.execute(sa.select(call).where(call.c.call_id == call_id))).one_or_none()
+
+
+def _of_columns(row: Any) -> Call:
+    """The call as far as its columns tell what it came to."""
+    return Call(
+        row.call_id,
+        "",
+        row.call_id,
+        row.arrived_at.timestamp(),
+        row.arrived_at.timestamp(),
+        row.trunk or "",
+        class_=row._mapping["class"],
+        queued_at=_epoch(row.queued_at),
+        queues=tuple(row.queues),
+        operator=row.operator or "",
+        operator_answered_at=_epoch(row.operator_answered_at),
+        outside_answered_at=_epoch(row.outside_answered_at),
+        ended_at=_epoch(row.ended_at),
+        ended_by=row.ended_by,
+        hangup_cause=row.hangup_cause,
+        outcome=row.outcome,
+        notes=tuple((at, text) for at, text in row.notes),
+    )
+
+
+def _caller_of(row: Any) -> Caller:
+    return Caller(row.caller_number, row.caller_raw, row.caller_name, row.caller_withheld, row.caller_no_sim)
 
 
 async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) -> None:
@@ -292,6 +360,10 @@ def _row(fact: Fact, caller: Caller, node: str) -> dict[str, Any]:
         "recording_path": one.recording or None,
         "live": None if one.ended_at is not None else state(one),
     }
+
+
+def _epoch(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()
 
 
 def _instant(epoch: float | None) -> datetime | None:

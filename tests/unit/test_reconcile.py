@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from callrouter.asterisk import cdr
 from callrouter.domain.pairing import matched
-from callrouter.domain.reconcile import REBUILD, Report, reconcile
+from callrouter.domain.reconcile import CONCLUDE, REBUILD, Report, reconcile
 from callrouter.domain.witness import Carried, Cdr, Interval, Invite, Numbering, Recorded, Row, Told, Witnesses, began, rebuilt
 
 T = 1_790_000_000.0
@@ -200,7 +200,7 @@ def test_a_call_cut_by_the_end_of_asterisk_has_no_cdr() -> None:
     report = reconcile(witnesses([cut], cdrs={}))
     assert report.findings == ()
     late = reconcile(witnesses([cut]))  # it has one after all: it did not end as we thought
-    assert {(one.kind, one.mend) for one in late.findings} == {("call without end", REBUILD)}
+    assert {(one.kind, one.mend) for one in late.findings} == {("call without end", CONCLUDE)}
 
 
 def test_numbers_without_tickets_are_missed() -> None:

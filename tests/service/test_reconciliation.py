@@ -1,0 +1,129 @@
+"""What reconciliation mends stays true: files as Asterisk and the daemon write them, a real database, both kinds."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.config import ROOT
+from callrouter.profile import load_profile
+from callrouter.service.reconciliation import Reconciliation
+from callrouter.store.schema import ticket, writing
+from tests.service.test_ledger import SECRET, Rows, follow, tickets
+from tests.support.journal import BEGIN, OPERATOR, append, boot, call_id, events, line
+
+SPAN = BEGIN - 60, BEGIN + 600
+
+
+class Desk:
+    """A state directory with its witnesses, and the database beside it."""
+
+    def __init__(self, state: Path, database: AsyncEngine) -> None:
+        self.state, self.database = state, database
+        self.journal = state / "journal" / "cel.csv"
+        self.service = Reconciliation(database, state, load_profile(ROOT / "profiles" / "ambon.toml"), SECRET)
+
+    def trace(self, *invites: tuple[float, str]) -> None:
+        """The SIP trace listened all the time, and heard these (time, Call-ID), each answered with 200."""
+        records: list[dict[str, object]] = [{"at": SPAN[0] - 600, "kind": "listen"}]
+        for at, sip in invites:
+            records.append(
+                {"at": at, "kind": "invite", "call_id": sip, "tag": "t", "source": "127.0.0.1", "sender": f"<sip:{sip}>"}
+            )
+            records.append({"at": at + 0.01, "kind": "answer", "call_id": sip, "tag": "t", "code": 200})
+        records.append({"at": SPAN[1] + 600, "kind": "alive"})
+        path = self.state / "sip" / f"invites-{datetime.fromtimestamp(BEGIN, UTC):%Y-%m-%d}.jsonl"
+        append(path, b"".join(json.dumps(one).encode() + b"\n" for one in records))
+
+    def cdr(self, n: int, ended_after: float, *, talked: bool = True, at: float | None = None) -> None:
+        """Asterisk's CDR of the nth call."""
+        began = BEGIN + n if at is None else at
+        fields = [call_id(n), call_id(n), f"PJSIP/trunk-local-{n:08x}", f"PJSIP/{OPERATOR}-{n:08x}" if talked else ""]
+        fields += [f"0811{n:08d}", "fire", "queue", f"{began:.6f}", f"{began + 0.01:.6f}", f"{began + ended_after:.6f}", "1", "1"]
+        append(self.state / "cdr" / "cdr.csv", (",".join(f'"{field}"' for field in [*fields, "ANSWERED", "Queue"]) + "\n").encode())
+
+    def recording(self, n: int) -> None:
+        path = self.state / "recordings" / f"{datetime.fromtimestamp(BEGIN, UTC):%Y/%m/%d}" / f"{call_id(n)}.wav"
+        append(path, bytes(8000))
+
+    async def mend(self) -> tuple[dict[str, set[str]], list[str]]:
+        """Findings that stay (kind → names), and what was done."""
+        report, mended = await self.service.mend(*SPAN)
+        left: dict[str, set[str]] = {}
+        for one in report.findings:
+            left.setdefault(one.kind, set()).add(one.name)
+        return left, [one.done for one in mended]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, database: AsyncEngine) -> Desk:
+    return Desk(tmp_path / "state", database)
+
+
+def changed(before: Rows, after: Rows, of: str) -> dict[str, object]:
+    return {name: value for name, value in after[of].items() if before[of][name] != value}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_end_that_only_the_cdr_knows_changes_nothing_but_the_end(desk: Desk, restarted: bool) -> None:
+    """The journal was cut off in mid-talk; beside the call stands another citizen's INVITE that made none."""
+    told = [line(one) for one in events(0, identity="<tel:081200000099>") if one.kind not in ("HANGUP", "CHAN_END", "LINKEDID_END")]
+    told += [line(boot(BEGIN + 60))] * restarted
+    append(desk.journal, b"".join(told))
+    await follow(desk.database, desk.journal, len(told))
+    before = await tickets(desk.database)
+    assert before[call_id(0)]["call_ended_from"] == ("cut" if restarted else None)
+    desk.journal.unlink()
+    desk.cdr(0, 30)
+    desk.trace((BEGIN + 0.4, "other@citizen"))
+    _, done = await desk.mend()
+    assert done == ["ended as its CDR says (answered)"]
+    now = changed(before, await tickets(desk.database), call_id(0))
+    note = [BEGIN + 30, "its end found by reconciliation (CDR): the journal does not tell it"]
+    expected = {"call_ended_at": datetime.fromtimestamp(BEGIN + 30, UTC), "call_ended_from": "reconciliation", "call_notes": [note]}
+    expected |= {"call_outcome": "answered", "outcome": "answered"}
+    ended_by = {"call_ended_by": None, "state": "new", "disposition": None} if restarted else {"call_live": None}
+    assert now == {name: value for name, value in (expected | ended_by).items() if before[call_id(0)][name] != value}
+
+
+async def test_how_it_ended_stays_as_the_journal_told_it(desk: Desk) -> None:
+    """Only the last record is missing: who hung up, and why, was told before it."""
+    told = [line(one) for one in events(0, "lost") if one.kind not in ("CHAN_END", "LINKEDID_END")]
+    append(desk.journal, b"".join(told))
+    await follow(desk.database, desk.journal, len(told))
+    desk.cdr(0, 20.01, talked=False)
+    await desk.mend()
+    row = (await tickets(desk.database))[call_id(0)]
+    assert (row["call_outcome"], row["call_ended_by"], row["call_hangup_cause"]) == ("lost", "system", 38)
+
+
+async def test_what_a_person_wrote_stays_when_the_end_is_mended(desk: Desk) -> None:
+    told = [line(one) for one in events(0) if one.at < BEGIN + 15]
+    append(desk.journal, b"".join(told))
+    await follow(desk.database, desk.journal, len(told))
+    async with writing(desk.database) as connection:
+        await connection.execute(
+            sa.update(ticket).values(version=1, state="in_progress", disposition="real", **{"class": "medical"})
+        )
+    desk.cdr(0, 30)
+    await desk.mend()
+    row = (await tickets(desk.database))[call_id(0)]
+    assert (row["state"], row["disposition"], row["class"], row["call_class"]) == ("in_progress", "real", "medical", "fire")
+    assert row["outcome"] == "answered"
+
+
+async def test_a_ticket_that_is_gone_is_made_of_its_call_also_without_the_journal(desk: Desk) -> None:
+    told = [line(one) for one in events(0)]
+    append(desk.journal, b"".join(told))
+    await follow(desk.database, desk.journal, len(told))
+    before = await tickets(desk.database)
+    async with writing(desk.database) as connection:
+        await connection.execute(sa.delete(ticket))
+    desk.journal.unlink()
+    desk.cdr(0, 20.01)
+    _, done = await desk.mend()
+    assert done == ["ticket AMB-20260121-0002 made from its call"]
+    assert set(changed(before, await tickets(desk.database), call_id(0))) == {"number"}
