@@ -5,6 +5,7 @@ them does not know it, the reason is told (a line of the report) or it is a find
 call by call, so the sums add up by making; the definitions of the lines stand in docs/reliability.md.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -120,6 +121,7 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
     unread = {w.journal[call_id].sip_call_id for call_id in w.unread if call_id in w.journal}
     for one in invites:
         name = one.sip_call_id
+        boot = min((boot for boot in w.boots if one.at < boot), default=math.inf)
         if id(one) in taken:
             if owner[id(one)] not in here:
                 total.differ("−", _AT_THE_EDGE, "calls", name)
@@ -132,12 +134,13 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             total.differ("−", "just come", "SIP trace", name)
         elif name in unread:
             total.differ("−", "not read from the journal yet", "journal", name)
-        elif one.code is None and not _listened(w, one.at, one.at + _ANSWER_S):
+        # An Asterisk that was started later knows nothing of the INVITE, and answers nothing.
+        elif one.code is None and not _listened(w, one.at, min(one.at + _ANSWER_S, boot)):
             total.differ("−", "answer not seen: the daemon was not listening", "SIP trace", name)
         else:
             total.differ("−", "WITHOUT A CALL", "SIP trace", name)
             # What a process had not written when it was killed does not turn up any more; before that it may.
-            killed = any(one.at < boot and (one.code is not None or boot < one.at + _ANSWER_S) for boot in w.boots)
+            killed = boot < (one.at + _ANSWER_S if one.code is None else math.inf)
             found.append(Finding("invite without call", name, "an INVITE came, and there is no call", REBUILD if killed else ""))
     same = defaultdict[str, list[Row]](list)
     for row in calls:

@@ -161,6 +161,17 @@ def test_an_invite_without_a_call_is_mended_only_after_asterisk_was_started_anew
     assert finding.mend == REBUILD
 
 
+def test_an_invite_that_a_killed_asterisk_had_is_no_secret_because_the_daemon_was_away_after_the_kill() -> None:
+    invite = Invite(T + 50, "x", "t", "127.0.0.1", False)
+    whole = witnesses(CALLS, listening=[Interval(T - 100, T + 60), Interval(T + 64, NOW)])
+    whole = dataclasses.replace(whole, invites=[*whole.invites, invite])
+    report = reconcile(whole)
+    assert report.findings == ()
+    assert lines(report)["answer not seen: the daemon was not listening"] == 1
+    (finding,) = reconcile(dataclasses.replace(whole, boots=[T + 52])).findings
+    assert (finding.kind, finding.name, finding.mend) == ("invite without call", "x", REBUILD)
+
+
 @pytest.mark.parametrize(
     ("invite", "text"),
     [
