@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from callrouter.phone import Dialog
+from tests.chaos.steps import kills
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
@@ -212,7 +213,7 @@ async def test_stalled_for_60_s_under_20_calls_a_second(lab: Lab) -> None:
     await asyncio.to_thread(lab.sipp.register, [(user, password) for _, user, password in lines], lab.stack.ports.sip + 10)
     await until(lambda: lab.ready_members() >= 96, "the lines are ready", 20)
     count = 1200
-    disk = Disk(lab)
+    disk, asterisk, killed = Disk(lab), lab.pid("asterisk"), kills(lab)
     disk.stall()
     began = time.monotonic()
     rows = [(f"0811{n:08d}", f"Caller {n}", "1234"[n % 4]) for n in range(count)]
@@ -262,3 +263,5 @@ async def test_stalled_for_60_s_under_20_calls_a_second(lab: Lab) -> None:
     for call in called:
         assert call.finished_at is not None
         assert abs(at(of[call.sip_call_id]["call"]["ended_at"]) - call.finished_at) < 1.5
+    assert (lab.pid("asterisk"), kills(lab)) == (asterisk, killed), "a stalled disk is no reason to kill Asterisk"
+    assert lab.metrics()["callrouter_asterisk_kills_total"] == 0
