@@ -5,8 +5,10 @@ stopped, or another process holds SQLite's lock.
 """
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import tempfile
 import time
@@ -18,6 +20,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.chaos.steps import component
+from tests.chaos.test_daemon import QUEUES, all_tickets, crowd_of, right, ring_60
 from tests.store.conftest import server_of_our_own
 from tests.support import until
 from tests.support.lab import Lab, own_stack, quicker
@@ -36,11 +40,15 @@ async def stack_on(kind: str) -> AsyncIterator[tuple[Lab, Callable[[], object], 
     """The stack, and what takes its database away and gives it back."""
     directory = Path(tempfile.mkdtemp(prefix="cr"))
     try:
-        if kind == "postgresql":
+        if kind.startswith("postgresql"):
             with server_of_our_own() as server:
                 url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+
+                def kill() -> None:
+                    os.kill(server.get_postmaster_info().pid, signal.SIGKILL)
+
                 async with own_stack(directory, quicker, database_url=url) as lab:
-                    yield lab, server.stop, server.start
+                    yield lab, kill if kind == "postgresql killed" else server.stop, server.start
         else:
             async with own_stack(directory, quicker) as lab:
                 path = make_url(lab.stack.settings.database_url).database or ""
@@ -125,3 +133,24 @@ async def test_an_hour_without_the_database(kind: str) -> None:
         await lab.ready(15)
         ticket = await lab.ticket(caller)
         assert (ticket["class"], ticket["call"]["outcome"]) == ("medical", "answered")
+
+
+async def test_postgresql_killed_under_60_calls() -> None:
+    """SIGKILL: nothing is flushed, no connection is closed in order. Calls go on; each is one right ticket once it is back."""
+    async with stack_on("postgresql killed") as (lab, kill, start_again), crowd_of(lab, **dict.fromkeys(QUEUES, 8)) as crowd:
+
+        async def killed() -> None:
+            await asyncio.to_thread(kill)
+            await component(lab, "database", ok=False)
+            assert "database does not answer" in await asyncio.to_thread(refused, lab, "/api/v1/tickets")
+            await asyncio.sleep(2)  # how long it is dead
+            await asyncio.to_thread(start_again)
+
+        daemon = lab.pid("daemon")
+        await ring_60(crowd, killed)
+        await lab.ready(15)
+        tickets = await all_tickets(lab, crowd)
+        for citizen in crowd.citizens:
+            right(citizen, tickets[citizen.call_id])
+            assert tickets[citizen.call_id]["class"] == citizen.script.class_
+        assert lab.pid("daemon") == daemon, "it was not restarted"
