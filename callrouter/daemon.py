@@ -81,6 +81,7 @@ class Daemon:
             secret(state, "test_call"),
             emergency=emergency,
             on_read=self.emergency.journaled,
+            on_restored=self.emergency.restored,
         )
         self.standing = Standing(profile, lambda action: self.ami.do(action), self.gauges.registry)
         told = self.gauges.routed, self.emergency.decided, self.standing.arrived

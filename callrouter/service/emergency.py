@@ -167,6 +167,14 @@ class Emergency:
             if not kept.untold and not kept.written:
                 self._open.discard(event.uniqueid)
 
+    def restored(self, call_ids: Iterable[str]) -> None:
+        """The journal told a daemon before this one that these calls began, and will not tell it again."""
+        for call_id in call_ids:
+            if (kept := self._calls.get(call_id)) is not None and kept.facts:
+                kept.tell("CHAN_START")
+                if not kept.untold and not kept.written:
+                    self._open.discard(call_id)
+
     def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
         kept = self._keep(call_id)
         if self._known(call_id):  # by a daemon before this one: who calls is told already

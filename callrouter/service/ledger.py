@@ -61,7 +61,8 @@ def _signature(unix: str, secret: str) -> str:
 class Ledger:
     """Follows the journal at `path`, and the daemon's emergency record at `emergency`. Its counters count what this process saw.
 
-    `on_read` is given the journal's records as they are read, before the database has them.
+    `on_read` is given the journal's records as they are read, before the database has them; `on_restored`, before that, the
+    calls in progress of which it was read already.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Ledger:
         node: str = NODE,
         emergency: Path | None = None,
         on_read: Callable[[Sequence[Event]], None] = lambda events: None,
+        on_restored: Callable[[Iterable[str]], None] = lambda call_ids: None,
     ) -> None:
         self._database = database
-        self._path, self._emergency, self._on_read = path, emergency, on_read
+        self._path, self._emergency = path, emergency
+        self._on_read, self._on_restored = on_read, on_restored
         self._city = city
         self._test_secret = test_secret
         self._node = node
@@ -133,6 +136,7 @@ class Ledger:
     async def run(self) -> None:
         while True:
             await self._persist(self._restore)
+            self._on_restored(self._shown)
             positions = self._journal.copy()
             try:
                 async with asyncio.TaskGroup() as group:

@@ -1,0 +1,83 @@
+"""The daemon's own record of calls: nothing that the journal has told goes into it."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from callrouter.service.emergency import LATE_S, Emergency
+from callrouter.service.ledger import Ledger
+from tests.store.test_calls import CITY
+from tests.support import until
+from tests.support.journal import BEGIN, append, call_id, events, line
+
+
+class Records:
+    """Ledger and emergency record of one daemon."""
+
+    def __init__(self, database: AsyncEngine, state: Path) -> None:
+        self.path = state / "emergency" / "cel.csv"
+        self.emergency = Emergency(
+            self.path,
+            state / "recordings",
+            lambda: self.ledger.journal(),
+            lambda call_id: self.ledger.knows(call_id),
+            lambda _: None,
+        )
+        self.ledger = Ledger(
+            database,
+            state / "journal" / "cel.csv",
+            CITY,
+            "secret",
+            emergency=self.path,
+            on_read=self.emergency.journaled,
+            on_restored=self.emergency.restored,
+        )
+
+    async def __aenter__(self) -> "Records":
+        self._tasks = [asyncio.create_task(part.run()) for part in (self.ledger, self.emergency)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def channel(n: int) -> dict[str, object]:
+    """The nth caller, as ARI describes whom it finds in the application."""
+    created = datetime.fromtimestamp(BEGIN + n, UTC).isoformat()
+    return {"id": call_id(n), "name": events(n)[0].channel, "creationtime": created}
+
+
+async def test_a_caller_of_whom_the_journal_told_the_last_daemon_is_not_missed(database: AsyncEngine, tmp_path: Path) -> None:
+    """The new daemon finds him in the application before it knows what the last one read."""
+    journal = tmp_path / "journal" / "cel.csv"
+    journal.parent.mkdir()
+    began, later = events(1)[:5], events(1)[5:]
+    append(journal, b"".join(map(line, began)))
+    async with Records(database, tmp_path) as last:
+        await until(lambda: last.ledger.records == len(began), "the last daemon has read that he came")
+    new = Records(database, tmp_path)
+    new.emergency.arrived(channel(1))
+    async with new:
+        await until(lambda: new.ledger.status().ok, "it follows the journal")
+        await asyncio.sleep(LATE_S + 0.5)  # longer than the journal gets to tell of him
+        assert new.emergency.status().ok
+        assert new.emergency.calls == 0
+        append(journal, b"".join(map(line, later)))
+        await until(lambda: new.ledger.ended["answered"] == 1, "the journal tells his end")
+    assert not new.path.exists()
+
+
+async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: AsyncEngine, tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    new = Records(database, tmp_path)
+    new.emergency.arrived(channel(2))
+    async with new:
+        await until(lambda: new.emergency.calls == 1, "his call is in the emergency record", LATE_S + 3)
+        assert not new.emergency.status().ok
+        await until(lambda: new.ledger.calls_in_progress == 1, "and the ledger has it from there")
