@@ -120,6 +120,10 @@ def test_a_soak_tells_what_leaks(grows: Any, told: str | None) -> None:
     assert [text.startswith(told) for text in found] == [True] if told else found == []
 
 
+def test_a_soak_that_ended_at_once_says_that_it_cannot_tell() -> None:
+    assert [text.split(" ", 1)[0] for text in (*leaks([]), *leaks([sample(0)]))] == ["0", "1"]
+
+
 def test_the_meter_counts_a_process_with_its_descendants() -> None:
     busy = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
     family = (
