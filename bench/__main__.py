@@ -17,6 +17,7 @@ from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, measure, save
 from bench.machine import described
 from callrouter.config import ROOT
 from tests.support.ports import leased_offset
+from tools.ending import end_as_by_ctrl_c
 
 _OPERATORS = 130
 RESULTS = ROOT / "var" / "bench"
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=100, help="of each contender and round with audio; twice as many without")
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, separated by commas")
     given = parser.parse_args()
+    end_as_by_ctrl_c()
     console = Console(highlight=False)
     machine, contenders = described(), given.only.split(",")
     loads = [replace(TALK, calls=given.calls), replace(SHORT, calls=2 * given.calls)]

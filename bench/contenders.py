@@ -6,9 +6,7 @@ callrouter starts as the tests start it. The peers are an Asterisk of the same i
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
-import os
 import secrets
 import shutil
 import signal
@@ -21,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from callrouter.store.people import Operator
 from tests.store.conftest import server_of_our_own
 from tests.support.lab import Lab, make_stack, start
 from tests.support.ports import AUDIO_PORTS
+from tools.ending import end_with_parent
 from tools.sipp import SippCall
 
 QUEUE, KEY = "medical", "1"
@@ -90,11 +90,18 @@ class Peer(Contender):
         self.settings = Settings(state=directory / "var", port_offset=offset, CALLROUTER_DATABASE_URL=None, ASTERISK=None)
         self.phones = [(f"op-bench{n:03d}", f"bench-{n:03d}") for n in range(operators)]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            self._start(offset)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, offset: int) -> None:
+        name, prompts = self.name, str(self.settings.state / "prompts" / "id")
         wait_s, limit_s = self._configure(offset)
         binary, etc = self.settings.asterisk_binary, self.settings.state / "etc"
         self._run("asterisk", str(binary), "-C", str(etc / "asterisk.conf"), "-f", "-n")
         _until(lambda: "fully booted" in (conf.cli(self.settings, "core waitfullybooted") or ""), f"{name}: Asterisk is up")
-        prompts = str(self.settings.state / "prompts" / "id")
         if name == "fastagi":
             self._run("application", sys.executable, "-m", "bench.peers.fastagi.app", str(8113 + offset), prompts, str(wait_s))
         if name == "allari":
@@ -164,7 +171,12 @@ class Peer(Contender):
     def _run(self, label: str, *command: str) -> None:
         with (self.settings.state / "log" / f"{label}.out").open("wb") as out:
             self._processes[label] = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=_end_with_parent
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
 
 
@@ -326,10 +338,3 @@ def _until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {_READY_S:g} s"
         time.sleep(0.1)
-
-
-def _end_with_parent() -> None:
-    """Linux' PR_SET_PDEATHSIG: no peer outlives a bench that was killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() == 1:
-        os._exit(1)

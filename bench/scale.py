@@ -20,6 +20,7 @@ from bench.figures import Verdict, judge, percentiles
 from bench.load import SHORT, TALK, Crowd, measure, save
 from bench.machine import described
 from tests.support.ports import leased_offset
+from tools.ending import end_as_by_ctrl_c
 
 _CONCURRENT = (10, 50, 100, 200, 280)  # 300 would take every audio port of the place, to the last one
 _HELD_S = 60.0
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--only", default="tickets,operators,concurrent")
     parser.add_argument("--largest", type=int, default=10**9, help="leave out what is larger than that")
     given = parser.parse_args()
+    end_as_by_ctrl_c()
     console = Console(highlight=False)
     found: dict[str, Any] = {"machine": described(), "concurrent": [], "operators": [], "tickets": [], "list": []}
     steps: dict[str, Callable[[dict[str, Any], int, Console], None]] = {

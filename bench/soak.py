@@ -24,6 +24,7 @@ from bench.load import Crowd, Load, save, wait_until
 from bench.machine import described
 from bench.meter import descriptors, memory_mb, threads
 from tests.support.ports import leased_offset
+from tools.ending import end_as_by_ctrl_c
 from tools.sipp import Run, SippCall
 
 _SAMPLES, _SAMPLES_MIN = 240, 6
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=8.0, help="calls a second")
     given = parser.parse_args()
+    end_as_by_ctrl_c()
     console = Console(highlight=False)
     machine = described()
     with leased_offset() as offset, running("callrouter", offset, 130) as contender:

@@ -1,7 +1,8 @@
 """`make load`: callers as SIPp makes them, in the shapes that an emergency number sees, against this machine or a trunk elsewhere.
 
 It only calls: the operators are the target's own. Nothing but a loopback address is called without I_MAY_LOAD_THIS=yes;
-every run is bounded in calls and in time, and Ctrl-C hangs up what it placed. sipp-scenarios/README.md shows its use.
+every run is bounded in calls and in time, and Ctrl-C, SIGTERM or a dropped session hangs up what it placed.
+sipp-scenarios/README.md shows its use.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from callrouter.phone import Phone
 from callrouter.phone.audio import tone
 from callrouter.phone.message import Address
 from callrouter.profile import ProfileError, load_profile
+from tools.ending import end_as_by_ctrl_c
 from tools.sipp import CALLER_HZ, Run, Sipp
 
 CALLS_MAX, RATE_MAX, HOURS_MAX = 100_000, 100.0, 24.0
@@ -344,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, help="calls a second")
     parser.add_argument("--talk", type=float, help="seconds that a caller stays after his key")
     given = parser.parse_args(arguments)
+    end_as_by_ctrl_c()  # no caller goes on without us
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     try:
         target = allowed_target(given.target, os.environ.get("I_MAY_LOAD_THIS", ""))

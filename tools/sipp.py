@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from callrouter.config import ROOT
 from callrouter.phone.audio import KEYS, key_tones, tone
+from tools.ending import end_with_parent
 
 SIPP = ROOT / ".runtime" / "asterisk" / "bin" / "sipp"
 SCENARIOS = ROOT / "sipp-scenarios"
@@ -145,7 +147,7 @@ class Sipp:
     """SIPp processes against one stack, their files in `directory`. Ended by `stop`, by the ids that were started.
 
     `address`: the citizens' own; `audio_ports`: how many a run has, four a call at once; `group`: of a terminal's Ctrl-C only this
-    process hears, so that calls can be ended in order.
+    process hears, so that calls can be ended in order; if it is killed, they place no more calls.
     """
 
     def __init__(
@@ -250,6 +252,7 @@ class Sipp:
                 stderr=out,
                 cwd=self._directory,
                 process_group=0 if self._group else None,
+                preexec_fn=partial(end_with_parent, signal.SIGUSR1) if self._group else None,
             )
         self._started.append(Run(process, path, rtp))
         return self._started[-1]

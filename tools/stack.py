@@ -33,6 +33,7 @@ from callrouter.asterisk import conf
 from callrouter.config import ROOT, Ports, Settings, SettingsError, settings
 from callrouter.profile import Profile, ProfileError, load_profile
 from callrouter.service.drain import drain, reopen
+from tools.ending import end_as_by_ctrl_c
 
 PROGRAMS = ("asterisk", "daemon", "web")
 _READY_S = 30.0
@@ -439,28 +440,20 @@ def _status(stack: Stack, as_json: bool) -> int:
     return 0 if state["status"] == "ready" else 1
 
 
-def _hung_up(number: int, frame: object) -> None:
-    """The terminal is gone (a dropped SSH session): as Ctrl-C. Kernel and shell both tell it; the second must not cut short
-    what the first began."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("up", "down", "status", "drain"))
     parser.add_argument("--drain", type=float, default=10.0, help="seconds that running calls get to end")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a drain is taken back
-    if arguments.action in ("down", "drain") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
-        signal.signal(signal.SIGHUP, _hung_up)
+    draining = arguments.action in ("down", "drain")
+    end_as_by_ctrl_c(signal.SIGTERM, *([signal.SIGHUP] if draining else []))  # a drain is taken back
     try:
         owner = os.environ.get("STACK_OWNER")  # set by tests of `make up`: a run that is killed leaves no stack behind
         stack = Stack(settings(), owner=int(owner) if owner else None)
         if arguments.action == "status":
             return _status(stack, arguments.json)
-        if arguments.action in ("down", "drain"):
+        if draining:
             if channels := stack.channels():
                 print(
                     f"stack: {channels} channels in use; new calls are refused; waiting up to {arguments.drain:g} s",

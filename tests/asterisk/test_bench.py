@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +18,8 @@ from bench.contenders import Callrouter, running
 from bench.load import SHORT, TALK, Block, Crowd, Load, measure, wait_until
 from bench.soak import Soak
 from callrouter.asterisk import conf
+from callrouter.config import ROOT
+from tests.support import until
 from tests.support.ports import leased_offset
 from tools.sipp import Run, Sipp
 
@@ -123,3 +126,34 @@ def test_however_many_runs_operators_keep_their_audio_ports(tmp_path: Path) -> N
         assert all(abs(one.rtp - other.rtp) >= 400 for one in operators for other in others)  # so many each of them has
     finally:
         sipp.stop()
+
+
+def words(pid: int) -> list[str]:
+    """Its command."""
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def there(*paths: Path) -> list[Path]:
+    return [path for path in paths if path.exists()]
+
+
+async def test_a_bench_that_is_told_to_end_leaves_nothing_behind() -> None:
+    command = [sys.executable, "-m", "bench", "--rounds", "1", "--calls", "50", "--only", "native"]
+    bench = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)
+
+    def children(*command: str) -> list[int]:
+        pids = map(int, Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split())
+        return [pid for pid in pids if set(command) <= set(words(pid))]
+
+    try:
+        (asterisk,) = await until(lambda: children("asterisk", "-f"), "its Asterisk runs", 60)
+        directory = next(Path(word) for word in words(asterisk) if word.endswith("/asterisk.conf")).parents[2]
+        assert directory.name.startswith("crb")
+        await until(lambda: children("sipp", "-sf"), "its SIPp runs", 60)
+        started = [*children("asterisk", "-f"), *children("sipp", "-sf")]
+    finally:
+        bench.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            code = await bench.wait()
+    assert code != 0
+    assert there(directory, *(Path(f"/proc/{pid}") for pid in started)) == []

@@ -1,8 +1,10 @@
-"""`make load` against a real stack: every shape's callers get through, what fails is told by code, Ctrl-C hangs all of them up."""
+"""`make load` against a real stack: every shape gets through, what fails is told by code, however it ends nobody goes on calling."""
 
 import asyncio
+import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +29,7 @@ async def load(target: str, *options: str) -> AsyncIterator[asyncio.subprocess.P
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tools.load", target, *options,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
     )  # fmt: skip
     try:
         yield process
@@ -41,6 +44,16 @@ async def said(process: asyncio.subprocess.Process, seconds: float = 60) -> tupl
     async with asyncio.timeout(seconds):
         out, _ = await process.communicate()
     return process.returncode or 0, out.decode()
+
+
+def sipps(port: int) -> list[int]:
+    """Ids of the SIPp processes that call that port."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if {"-sf", f"127.0.0.3:{port}"} <= set(path.read_text().split("\0")):
+                found.append(int(path.parent.name))
+    return found
 
 
 def row(text: str, who: str) -> list[str]:
@@ -95,13 +108,14 @@ async def test_every_shape(lab: Lab, shape: str, who: str, calls: int, more: tup
         assert "answered" in {one["call"]["outcome"] for one in new}
 
 
-async def test_ctrl_c_hangs_up_what_goes_on(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_ctrl_c_kill_or_a_dropped_session_hangs_up_what_goes_on(lab: Lab, number: signal.Signals) -> None:
     target = f"{lab.server[0]}:{lab.server[1]}"
     for shape in ("long", "lossy"):
         before = len(lab.all_tickets())
         async with load(target, "--shape", shape, "--calls", "40", "--rate", "3", "--talk", "600") as process:
             await until(lambda: lab.stack.channels() >= 3, "three calls go on", 20)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             code, text = await said(process, 20)
         assert code == 130, text
         assert "interrupted" in text
@@ -114,6 +128,28 @@ async def test_ctrl_c_hangs_up_what_goes_on(lab: Lab) -> None:
             return len(new) == placed and {one["call"]["ended_by"] for one in new} == {"caller"}
 
         await until(ended, "each hung up himself")
+
+
+async def test_a_load_that_is_killed_places_no_more_calls() -> None:
+    came: list[str] = []
+
+    async def takes(dialog: Dialog) -> None:
+        came.append(dialog.call_id)
+        await phone.answer(dialog)
+
+    phone = await Phone(("127.0.0.1", 9), "trunk", on_invite=takes).open("127.0.0.3")
+    try:
+        async with load(f"127.0.0.3:{phone.port}", "--shape", "long", "--calls", "300", "--rate", "10", "--talk", "3") as process:
+            await until(lambda: len(came) >= 3, "three calls came", 20)
+            (sipp,) = sipps(phone.port)
+            directory = os.readlink(f"/proc/{sipp}/cwd")
+            process.kill()
+            await process.wait()
+        await until(lambda: not sipps(phone.port), "its SIPp has ended, after the last call", 20)
+        shutil.rmtree(directory)
+    finally:
+        await phone.close()
+    assert len(came) < 50
 
 
 async def test_a_target_that_refuses_is_told_by_code() -> None:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import random
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from tests.store.conftest import server_of_our_own
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
+from tools.ending import end_as_by_ctrl_c
 
 _EVERY_S = 0.9  # a call so often, on average
 _TELL_S = 2.0
@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=112)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stack and PostgreSQL are stopped
+    end_as_by_ctrl_c()  # stack and PostgreSQL are stopped
     directory = ROOT / "var" / "chaos"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
