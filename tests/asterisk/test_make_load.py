@@ -1,4 +1,4 @@
-"""`make load` against a real stack: every shape gets through, what fails is told by code, however it ends nobody goes on calling."""
+"""`make load` against a real stack: every shape gets through, what fails is told by code, however it ends nobody calls on."""
 
 import asyncio
 import contextlib
