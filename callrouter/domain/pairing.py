@@ -2,39 +2,77 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from callrouter.domain.witness import Carried, Invite, Row, Witnesses
+from callrouter.domain.witness import Carried, Invite, Row, Witnesses, began, made
 
-_NEAR_S = 2.0  # between an INVITE and the channel made for it
+NEAR_S = 2.0  # between an INVITE and the channel made for it
 
 
-def paired(w: Witnesses) -> dict[str, Invite]:
-    """The INVITE of each call: by Call-ID, else the only one without a call that came just before the channel was made."""
+class Unknown(NamedTuple):
+    """A call that some witness knows and the database does not."""
+
+    call_id: str
+    arrived_at: float
+    sip_call_id: str
+
+
+def unknown(w: Witnesses) -> list[Unknown]:
+    found = []
+    for call_id in (w.cdrs.keys() | w.journal.keys() | w.emergency.keys() | w.recordings.keys()) - {row.call_id for row in w.calls}:
+        records, told = w.cdrs.get(call_id), w.journal.get(call_id) or w.emergency.get(call_id)
+        # A uniqueid tells the second alone.
+        at = records[0].started_at if records else told.at if told else began(call_id) + 0.5
+        found.append(Unknown(call_id, at, told.sip_call_id if told else ""))
+    return found
+
+
+def paired(w: Witnesses, more: Sequence[Unknown] = ()) -> dict[str, Invite]:
+    """The INVITE of each call, `more` calls included: by Call-ID. Calls without one: as many of them as of INVITEs that no
+    call has stand close together, and then their order is that of the INVITEs; else nothing tells whose is whose."""
+    calls: list[Row | Unknown] = [*w.calls, *more]
+    calls.sort(key=lambda one: one.arrived_at)
     by_id = defaultdict[str, list[Invite]](list)
     for invite in w.invites:
         by_id[invite.sip_call_id].append(invite)
     pairs: dict[str, Invite] = {}
     taken = set[int]()
-    for row in sorted(w.calls, key=lambda row: row.arrived_at):
-        free = [one for one in by_id.get(row.sip_call_id, ()) if id(one) not in taken]
-        if row.sip_call_id and free:
-            pairs[row.call_id] = invite = min(free, key=lambda one: abs(one.at - row.arrived_at))
+    named = set[str]()
+    for one in calls:
+        named.add(one.sip_call_id)
+        free = [invite for invite in by_id.get(one.sip_call_id, ()) if id(invite) not in taken]
+        if one.sip_call_id and free:
+            pairs[one.call_id] = invite = min(free, key=lambda invite: abs(invite.at - one.arrived_at))
             taken.add(id(invite))
-    for row in w.calls:
-        if row.call_id not in pairs and not row.sip_call_id:
-            near = [one for one in _near(w.invites, row.arrived_at) if id(one) not in taken]
-            if len(near) == 1:
-                pairs[row.call_id] = near[0]
-                taken.add(id(near[0]))
+    nameless = [one for one in calls if not one.sip_call_id]
+    # Operators' and refused INVITEs made no call of ours.
+    left = [one for one in w.invites if one.sip_call_id not in named and not one.authorized and (one.code or 0) < 300]
+    for group, invites in _together(nameless, left):
+        if len(group) == len(invites):
+            group.sort(key=lambda one: made(one.call_id))
+            pairs |= {
+                one.call_id: invite for one, invite in zip(group, invites, strict=True) if abs(invite.at - one.arrived_at) < NEAR_S
+            }
     return pairs
 
 
-def _near(invites: Sequence[Invite], at: float) -> list[Invite]:
-    """INVITEs, ordered by time, that may have made a channel at that time; operators' and refused ones did not."""
-    first = bisect_left(invites, at - _NEAR_S, key=lambda one: one.at)
-    last = bisect_left(invites, at + _NEAR_S, key=lambda one: one.at)
-    return [one for one in invites[first:last] if not one.authorized and (one.code or 0) < 300]
+def _together(calls: Sequence[Row | Unknown], invites: Sequence[Invite]) -> Iterator[tuple[list[Row | Unknown], list[Invite]]]:
+    """Those between which no gap is long enough to tell them apart, in the order of time."""
+    of_group: tuple[list[Row | Unknown], list[Invite]] = [], []
+    last = float("-inf")
+    for at, one in sorted(
+        [*((one.arrived_at, one) for one in calls), *((one.at, one) for one in invites)], key=lambda found: found[0]
+    ):
+        if at - last >= NEAR_S:
+            yield of_group
+            of_group = [], []
+        last = at
+        if isinstance(one, Invite):
+            of_group[1].append(one)
+        else:
+            of_group[0].append(one)
+    yield of_group
 
 
 def matched(theirs: Sequence[Carried], ours: Sequence[Row], tolerance_s: float) -> list[tuple[Carried, Row]]:

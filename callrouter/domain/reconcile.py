@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, RECONCILIATION, TRUNK
-from callrouter.domain.pairing import matched, paired
+from callrouter.domain.pairing import NEAR_S, matched, paired
 from callrouter.domain.witness import Cdr, Row, Witnesses, began
 
 SETTLE_S = 15.0  # what is younger may not be written everywhere yet
@@ -118,6 +118,7 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
     total = _Sum("From INVITEs to calls")
     total.start("INVITEs received, each once", len(invites), "SIP trace")
     owner = {id(invite): call_id for call_id, invite in of_call.items()}
+    nameless = [row.arrived_at for row in w.calls if not row.sip_call_id and row.call_id not in of_call]
     unread = {w.journal[call_id].sip_call_id for call_id in w.unread if call_id in w.journal}
     for one in invites:
         name = one.sip_call_id
@@ -141,7 +142,10 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             total.differ("−", "WITHOUT A CALL", "SIP trace", name)
             # What a process had not written when it was killed does not turn up any more; before that it may.
             killed = boot < (one.at + _ANSWER_S if one.code is None else math.inf)
-            found.append(Finding("invite without call", name, "an INVITE came, and there is no call", REBUILD if killed else ""))
+            # It may be that of a call that is known without its Call-ID: a second ticket would be worse than none.
+            known = any(abs(at - one.at) < NEAR_S for at in nameless)
+            mend = REBUILD if killed and not known else ""
+            found.append(Finding("invite without call", name, "an INVITE came, and there is no call", mend))
     same = defaultdict[str, list[Row]](list)
     for row in calls:
         same[row.sip_call_id].append(row)

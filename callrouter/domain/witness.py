@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from callrouter.domain.call import CUT_OFF, OPERATOR, OUTSIDE, Call, outcome
 
-_ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.\d{1,9}", re.ASCII)
+_ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.(\d{1,9})", re.ASCII)
 
 
 class Interval(NamedTuple):
@@ -127,8 +127,13 @@ class Witnesses:
 
 def began(call_id: str) -> float:
     """When Asterisk made the channel: its uniqueid says so to the second; 0 for what is no uniqueid."""
+    return made(call_id)[0]
+
+
+def made(call_id: str) -> tuple[float, int]:
+    """The place of a channel among those that one Asterisk made: by second, and by number within it."""
     match = _ID.fullmatch(call_id)
-    return float(match[1]) if match else 0.0
+    return (float(match[1]), int(match[2])) if match else (0.0, 0)
 
 
 def rebuilt(

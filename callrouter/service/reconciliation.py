@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from callrouter.asterisk import cdr
 from callrouter.asterisk.cel import Journal
 from callrouter.domain.call import RECONCILIATION, TRUNK, Call, opens, sip_call_id
+from callrouter.domain.pairing import paired, unknown
 from callrouter.domain.reconcile import CONCLUDE, JUDGE, REBUILD, REOPEN, REPLAY, Finding, Report, reconcile
 from callrouter.domain.witness import Carried, Cdr, Invite, Recorded, Told, Witnesses, began, concluded, rebuilt
 from callrouter.health import Component, Health
@@ -170,19 +171,9 @@ class Reconciliation:
             with path.open("rb") as file:
                 wav = measure(file)
                 seconds = wav.bytes / wav.bytes_a_second if wav else 0.0
-        invite_of = self._invite(w, cdrs[0].started_at if cdrs else began(finding.name) + 0.5)
+        invite_of = paired(w, unknown(w)).get(finding.name)
         trunk = self._trunk(invite_of) if invite_of else ""
         return rebuilt(finding.name, cdrs, invite_of, str(path) if path else None, seconds, trunk)
-
-    def _invite(self, w: Witnesses, at: float) -> Invite | None:
-        """The only INVITE of that second that no call has."""
-        known = {row.sip_call_id for row in w.calls}
-        free = [
-            one
-            for one in w.invites
-            if abs(one.at - at) < 1.0 and one.sip_call_id not in known and not one.authorized and (one.code or 0) < 300
-        ]
-        return free[0] if len(free) == 1 else None
 
     def _trunk(self, invite: Invite) -> str:
         address = ipaddress.ip_address(invite.source)

@@ -127,3 +127,31 @@ async def test_a_ticket_that_is_gone_is_made_of_its_call_also_without_the_journa
     _, done = await desk.mend()
     assert done == ["ticket AMB-20260121-0002 made from its call"]
     assert set(changed(before, await tickets(desk.database), call_id(0))) == {"number"}
+
+
+@pytest.mark.parametrize("witness", ["cdr", "recording"])
+async def test_calls_that_came_together_get_their_invites_in_order(desk: Desk, witness: str) -> None:
+    """Nothing but CDR or recordings knows two calls of one second; Asterisk was killed afterwards."""
+    for n in (1, 0):  # the CDR is written at the end: the second caller's first
+        if witness == "cdr":
+            desk.cdr(n, 20, at=BEGIN + 0.2 + 0.4 * n)
+        else:
+            desk.recording(n)
+    desk.trace((BEGIN + 0.19, "0@citizen"), (BEGIN + 0.59, "1@citizen"))
+    append(desk.journal, line(boot(BEGIN + 60)))
+    left, _ = await desk.mend()
+    assert not {"invite without call", "call without invite"} & left.keys()
+    found = {of: row["call_sip_call_id"] for of, row in (await tickets(desk.database)).items()}
+    assert found == {call_id(0): "0@citizen", call_id(1): "1@citizen"}
+
+
+@pytest.mark.parametrize("sent", [1, 3])
+async def test_an_invite_that_may_be_a_known_calls_makes_no_second_ticket(desk: Desk, sent: int) -> None:
+    for n in (0, 1):
+        desk.recording(n)
+    desk.trace(*((BEGIN + 0.2 * n, f"{n}@citizen") for n in range(sent)))
+    append(desk.journal, line(boot(BEGIN + 60)))
+    left, _ = await desk.mend()
+    assert left["invite without call"] == {f"{n}@citizen" for n in range(sent)}
+    assert set(await tickets(desk.database)) == {call_id(0), call_id(1)}
+    assert await desk.mend() == (left, [])
