@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -262,6 +263,21 @@ async def test_a_disk_that_hangs_is_told_and_its_return_too(lab: Lab) -> None:
     probe.unlink()
     for port in both:
         await until(lambda port=port: readyz(port)["status"] == "ready", "that is told", CONTRACT_S)  # type: ignore[misc]
+
+
+async def test_a_call_that_is_not_recorded_is_told(lab: Lab) -> None:
+    await (await lab.answered_caller()).hang_up()
+    year = lab.state / "recordings" / f"{datetime.now(UTC):%Y}"
+    aside = year.rename(year.with_name("aside"))
+    year.touch()  # no directory can be made there
+    caller = await lab.answered_caller()
+    for port in (lab.stack.ports.console, lab.stack.ports.daemon):
+        await until(lambda port=port: "recordings" in wrong(port), "it is told", CONTRACT_S)  # type: ignore[misc]
+    assert caller.live
+    await caller.hang_up()
+    await lab.ready()
+    year.unlink()
+    aside.rename(year)
 
 
 @pytest.fixture

@@ -210,9 +210,9 @@ async def test_calls_that_go_on_without_a_recording_are_told(database: AsyncEngi
     upkeep = Upkeep(database, desk.state)
     path = desk.recordings / "1.wav"
     await record(database, live(1, recording=str(path), answered_at=NOON), live(2, recording="", answered_at=NOON))
-    await upkeep.once(datetime.fromtimestamp(NOON + 4, UTC))
+    await upkeep.once(datetime.fromtimestamp(NOON + 1, UTC))
     assert upkeep.status().ok
-    await upkeep.once(datetime.fromtimestamp(NOON + 6, UTC))
+    await upkeep.once(datetime.fromtimestamp(NOON + 2, UTC))
     assert not upkeep.status().ok
     assert upkeep.status().detail == "1 calls go on without a recording: disk full?"
     desk.put(b"", "1.wav")
