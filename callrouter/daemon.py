@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ from aiohttp import web
 from callrouter import log as logging
 from callrouter.asterisk.ami import Ami
 from callrouter.asterisk.ari import ApplicationReplaced, Ari, Call
-from callrouter.asterisk.conf import secret
+from callrouter.asterisk.conf import record, secret
 from callrouter.asterisk.hep import HepListener
 from callrouter.config import Settings
 from callrouter.domain.witness import Invite
@@ -95,7 +96,7 @@ class Daemon:
         self.hep = HepListener("127.0.0.1", ports.hep, server, *heard)
         self.reconciliation = Reconciliation(self.database, state, profile, secret(state, "test_call"))
         self.upkeep = Upkeep(self.database, state, NODE)
-        self.disk = Disk(state)
+        self.disk = Disk(state, partial(record, settings))
         self.watchdog = Watchdog(state, server, self.ami, self.ari, self.ledger)
         self.port = ports.daemon
 

@@ -144,6 +144,11 @@ def cli(settings: Settings, command: str, seconds: float = _ANSWER_S) -> str | N
     return done.stdout if done.returncode == 0 else None
 
 
+def record(settings: Settings, on: bool, seconds: float = 1.0) -> bool:
+    """Whether calls that come from now on are recorded (dialplans/trunk.conf). False: nobody was there to be told."""
+    return cli(settings, f"dialplan set global RECORDING {'on' if on else 'off'}", seconds) is not None
+
+
 def ari_port(state: Path) -> int:
     """The port of the Asterisk that runs now, as it was rendered for it. Raises OSError."""
     found = re.search(r"^bindport = (\d+)", (state / "etc" / "generated" / "http.conf").read_text(), re.M)

@@ -1,14 +1,15 @@
-"""The state directory's disk: told early, and a reserve that keeps the journal going when it is full.
+"""The state directory's disk: told early; recording stops before the journal does, which has a reserve for when it is full.
 
-A file of 64 MB is kept aside. When less than that is left, it is given back, so that the journal can still record some
-100,000 calls while people make room; once there is room, it is made anew. A disk that takes no data, or does not answer, is
-told within 3 s.
+With less than 256 MB free new calls are not recorded, until 512 MB are free again. A file of 64 MB is kept aside. When less than
+that is left, it is given back, so that the journal can still record some 100,000 calls while people make room; once there is room,
+it is made anew. A disk that takes no data, or does not answer, is told within 3 s.
 """
 
 import asyncio
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -19,13 +20,18 @@ log = structlog.get_logger(__name__)
 
 RESERVE = 64 << 20
 LOW = 512 << 20
+SPARE = 256 << 20  # the recordings that are being made may still grow, by 4.8 MB a second with 300 calls
 _LOOK_S = 1.0
 _SILENT_S = 2.5  # since the end of the last look: told as not well
 
 
 class Disk:
-    def __init__(self, state: Path) -> None:
+    """`record` tells Asterisk whether to record the calls that come from now on, and returns whether it was there to be told."""
+
+    def __init__(self, state: Path, record: Callable[[bool], bool]) -> None:
         self._state, self._reserve = state, state / "journal.reserve"
+        self._record, self._recording = record, True
+        self._told: bool | None = None  # as Asterisk knows it; at first, what the last daemon told it is not known
         self._looked = time.monotonic()
         self._health = Health()
 
@@ -41,11 +47,22 @@ class Disk:
             except OSError as error:
                 self._health.set(False, f"{self._state}: {error.strerror}")
             self._looked = time.monotonic()
+            if not (self._recording and self._told):  # again and again while it is off: an Asterisk that starts anew records
+                await asyncio.to_thread(self._tell)
             await asyncio.sleep(_LOOK_S)
+
+    def _tell(self) -> None:
+        recording = self._recording
+        if not self._record(recording):
+            return
+        if not recording and self._told is not False:
+            log.error("disk nearly full: new calls are not recorded; make room")
+        self._told = recording
 
     def look(self) -> None:
         """One round. Raises OSError."""
         free = shutil.disk_usage(self._state).free
+        self._recording = free >= (SPARE if self._recording else LOW)
         if free < RESERVE and self._reserve.exists():
             log.error("disk full: the journal's reserve is given back; make room", free_mb=free >> 20)
             self._reserve.unlink()

@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from callrouter.phone import Dialog, Phone
-from callrouter.service.disk import LOW, RESERVE
+from callrouter.service.disk import LOW, RESERVE, SPARE
 from tests.support import until
 from tests.support.lab import Lab, own_stack, quicker
 from tools.sipp import OPERATOR_HZ
 
 
-def fill(directory: Path) -> Path:
-    """Take every free byte; the file that holds them."""
+def fill(directory: Path, leave: int = 0) -> Path:
+    """Take what is free, but for so many bytes; the file that holds it."""
     path = directory / "filler"
+    path.unlink(missing_ok=True)
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free)
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free - leave)
     return path
+
+
+async def records(lab: Lab, on: bool) -> None:
+    """Asterisk has been told whether to record."""
+    await until(lambda: f"RECORDING={'on' if on else 'off'}" in lab.cli("dialplan show globals"), f"recording: {on}")
 
 
 async def reaches(lab: Lab, operator: Phone) -> Dialog:
@@ -49,6 +55,17 @@ async def filled(directory: Path, lab: Lab) -> None:
     operator = await lab.operator("medical")
     reserve = lab.state / "journal.reserve"
     await until(reserve.exists, "the reserve is kept aside")
+    fill(directory, SPARE - (8 << 20))
+    await records(lab, False)
+    unrecorded = await reaches(lab, operator)
+    fill(directory, SPARE + (8 << 20))
+    await asyncio.sleep(2)  # two looks, neither of which may turn it on again
+    await records(lab, False)
+    fill(directory, LOW + (8 << 20))
+    await records(lab, True)
+    recorded = await reaches(lab, operator)
+    assert reserve.exists(), "recording stops before the journal's reserve is touched"
+    assert [(await lab.ticket(one))["recording"]["state"] for one in (unrecorded, recorded)] == ["missing", "ok"]
     filler = fill(directory)
     state: dict[str, Any] = {}
 
@@ -60,13 +77,15 @@ async def filled(directory: Path, lab: Lab) -> None:
     assert "make room" in state["components"]["disk"]["detail"], state
     await until(lambda: not reserve.exists(), "the reserve is given back", 3)
     assert "make room" in (lab.state / "log" / "daemon.log").read_text()
+    await records(lab, False)
     later = [await reaches(lab, operator) for _ in range(3)]
     filler.unlink()
     await lab.ready(20)
     for caller in later:
         ticket = await lab.ticket(caller)
         assert (ticket["class"], ticket["call"]["outcome"]) == ("medical", "answered"), ticket
-        assert ticket["recording"]["state"] in ("ok", "partial", "missing"), ticket
+        assert ticket["recording"]["state"] == "missing", ticket
+    await records(lab, True)
     await until(reserve.exists, "the reserve is made anew")
 
 
