@@ -4,7 +4,9 @@ own record is held against tickets, call by call.
     python -m tests.chaos.storm --minutes 10 --seed 7        (make chaos MINUTES=10 SEED=7)
 
 The seed fixes the schedule of faults and what each citizen does. Exit code 0 only if no call was lost (those that a killed
-Asterisk carried are named), each has its one right ticket, and no caller heard silence longer than the profile's limit.
+Asterisk carried are named, and listed as lost), each has its one right ticket, no caller heard silence longer than the profile's
+limit, the witnesses agree before anything is mended but for what a killed Asterisk had not written, and, from ten minutes on, each
+fault struck a call in each phase.
 """
 
 import argparse
@@ -37,6 +39,10 @@ _EVERY_S = 0.9  # a call so often, on average
 _TELL_S = 2.0
 _SETTLED_S = 30.0  # after so long it is known whether an Asterisk that was killed carried a call
 _PHASE_S = 5.0  # how long a fault waits for a call in its phase
+_COVERED_S = 600.0  # so long a storm has every fault in every phase
+_INSTANT_S = 0.5  # around a kill: what came then the dead Asterisk had taken or not, written or not
+_NEXT_S = 0.4  # no Asterisk answers so soon after the one before it was killed
+_UNWRITTEN = ("invite without call", "recording without call")  # all that a killed Asterisk may leave of a call
 _CLASSES = {"1": "medical", "2": "fire", "3": "security", "4": "non_disaster"}
 # queue → operators, how long they let it ring, chance that a talk is held. Security has too few: callers queue there.
 _STAFF: dict[str, tuple[int, tuple[float, float], float]] = {
@@ -58,6 +64,7 @@ class Verdict:
     reached_a_human: int = 0
     gave_up: int = 0
     cut_by_a_dead_asterisk: list[str] = field(default_factory=list)  # ticket numbers
+    mended: dict[str, int] = field(default_factory=dict)  # kind → calls whose INVITE or recording was all that it left
     tickets: int = 0
     worst_silence_s: float = 0.0
     slowest_answer_s: float = 0.0
@@ -85,8 +92,9 @@ class Storm:
             await asyncio.gather(*self._faults)
             await self._crowd.over(120)
             await self._lab.ready(40)
-            await self._reconcile()
-            await self._judge()
+            await self._judge(await self._reconcile())
+            if self._seconds >= _COVERED_S:
+                self.verdict.wrong += holes(self.verdict.faults)
         finally:
             for task in (telling, *self._faults):
                 task.cancel()
@@ -138,14 +146,43 @@ class Storm:
                     break
                 told += 1
                 # In a thread: the phones' clock must not wait for it.
-                for wrong in [] if self._carried(citizen) else await asyncio.to_thread(self._heard_by, citizen, limit_s):
+                for wrong in [] if self._cut_at(citizen) is not None else await asyncio.to_thread(self._heard_by, citizen, limit_s):
                     print(f"     {citizen.call_id} ({citizen.script.what}): {wrong}", flush=True)
 
-    async def _reconcile(self) -> None:
-        """Every witness (SIP trace, CDR, journal, recordings, tickets) tells of the same calls."""
-        done = await asyncio.to_thread(self._lab.callrouter, "report", "reconcile", "--mend", "--json")
-        body = json.loads(done.stdout) if done.stdout else {"findings": [{"text": done.stderr}]}
-        self.verdict.wrong += [f"reconcile: {one['text']}" for one in body["findings"]]
+    async def _reconcile(self) -> dict[str, list[dict[str, Any]]]:
+        """Every witness (SIP trace, CDR, journal, recordings, tickets) tells of the same calls, before anything is mended. The
+        tickets afterwards, by SIP Call-ID."""
+        before, after = await self._page(), await self._page("--mend")
+        tickets = await self._tickets()
+        of_name = {citizen.call_id: citizen for citizen in self._crowd.citizens}  # a finding's name: a Call-ID, or a call's own id
+        of_name |= {one["call_id"]: of_name[call_id] for call_id in tickets.keys() & of_name for one in tickets[call_id]}
+        mended = {(one["kind"], one["name"]): one["done"] for one in after["mended"]}
+        found = [(one["kind"], one["name"]) for one in (*before["findings"], *after["findings"])]
+        for kind, name in dict.fromkeys([*found, *mended]):
+            citizen, done = of_name.get(name), mended.get((kind, name))
+            if kind in _UNWRITTEN and citizen is not None and done is not None and self._died_with(citizen):
+                self.verdict.mended[kind] = self.verdict.mended.get(kind, 0) + 1
+            else:
+                self.verdict.wrong.append(f"reconcile: {kind} {name}" + (f" ({done})" if done else ""))
+        return tickets
+
+    async def _page(self, *options: str) -> Any:
+        done = await asyncio.to_thread(self._lab.callrouter, "report", "reconcile", "--json", *options)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    async def _listed_as_lost(self) -> set[str]:
+        """What whoever calls back is told: numbers of `callrouter ticket list --outcome lost`."""
+        numbers, cursor = set[str](), list[str]()
+        while True:
+            done = await asyncio.to_thread(
+                self._lab.callrouter, "ticket", "list", "--outcome", "lost", "--limit", "500", "--json", *cursor
+            )
+            page = json.loads(done.stdout)
+            numbers |= {one["number"] for one in page["items"]}
+            if page["next"] is None:
+                return numbers
+            cursor = ["--cursor", page["next"]]
 
     async def _target(self, planned: Planned) -> Citizen | None:
         deadline = time.monotonic() + _PHASE_S
@@ -155,43 +192,46 @@ class Storm:
             await asyncio.sleep(0.05)
         return None
 
-    async def _judge(self) -> None:
-        tickets = await self._tickets()
+    async def _judge(self, tickets: dict[str, list[dict[str, Any]]]) -> None:
         verdict, limit_s = self.verdict, self._lab.stack.profile.limits.max_silence_s
         verdict.tickets = sum(map(len, tickets.values()))
         for citizen in self._crowd.citizens:
             verdict.callers += 1
             of_call = tickets.get(citizen.call_id, [])
-            carried = self._carried(citizen)
             human = citizen.human_at()
             verdict.reached_a_human += human is not None
             verdict.gave_up += citizen.gave_up and human is None
-            if carried:
+            if self._died_with(citizen):
                 verdict.cut_by_a_dead_asterisk += [one["number"] for one in of_call if one["call"]["outcome"] == "lost"]
-            else:
-                verdict.worst_silence_s = max(verdict.worst_silence_s, citizen.worst_silence_s())
             verdict.wrong += [
                 f"{citizen.call_id} ({citizen.script.what}): {what}" for what in self._faults_of(citizen, of_call, limit_s)
             ]
-            if citizen.dialog is not None and citizen.answered_at is not None and not carried:
-                verdict.slowest_answer_s = max(verdict.slowest_answer_s, citizen.answered_at - citizen.dialog.invited_at)
+            if self._cut_at(citizen) is None:
+                verdict.worst_silence_s = max(verdict.worst_silence_s, citizen.worst_silence_s())
+                if citizen.dialog is not None and citizen.answered_at is not None:
+                    verdict.slowest_answer_s = max(verdict.slowest_answer_s, citizen.answered_at - citizen.dialog.invited_at)
+        strangers = tickets.keys() - {citizen.call_id for citizen in self._crowd.citizens}
+        verdict.wrong += [f"{one['number']} is the ticket of nobody's call" for call_id in strangers for one in tickets[call_id]]
+        listed, cut = await self._listed_as_lost(), set(verdict.cut_by_a_dead_asterisk)
+        verdict.wrong += [f"{number} is lost, and not listed" for number in sorted(cut - listed)]
+        verdict.wrong += [f"{number} is listed as lost, and no Asterisk was killed under it" for number in sorted(listed - cut)]
 
     def _faults_of(self, citizen: Citizen, tickets: list[dict[str, Any]], limit_s: float) -> list[str]:
         """What is wrong with a call, as its citizen and its tickets tell it."""
-        if self._carried(citizen):
-            # The INVITE may have become a channel in the old Asterisk and, sent again, one in the new: each has its ticket.
-            most = 2 if citizen.answered_at is None or self._answered_late(citizen) else 1
-            wrong = [] if len(tickets) <= most and (tickets or citizen.answered_at is None) else [f"{len(tickets)} tickets"]
-            return wrong + [f"outcome {one['call']['outcome']}" for one in tickets if one["call"]["outcome"] is None]
+        died = self._cut_at(citizen)
+        if died is not None:
+            return self._faults_of_cut(citizen, tickets, died)
         wrong = self._heard_by(citizen, limit_s)
         if citizen.answered_at is None:
             return wrong
+        if self._died_with(citizen):
+            # The INVITE may have become a channel in the old Asterisk before, sent again, it became one in the new.
+            old = [one for one in tickets if one["call"]["outcome"] == "lost"][:1]
+            tickets = [one for one in tickets if one not in old]
         if len(tickets) != 1:
             return [*wrong, f"{len(tickets)} tickets"]
         call, class_ = tickets[0]["call"], tickets[0]["class"]
-        expected = {"answered"} if citizen.talked else {"abandoned_queue" if call["queues"] else "abandoned_ivr"}
-        if citizen.gave_up and citizen.taken_at is not None:
-            expected.add("answered")  # taken in the instant in which he hung up: they heard nothing of each other
+        expected = self._outcomes(citizen, call)
         if call["outcome"] not in expected:
             wrong.append(f"outcome {call['outcome']}, must be {' or '.join(sorted(expected))}")
         if class_ != citizen.script.class_ and not (class_ == "unclassified" and self._excused(citizen, tickets[0])):
@@ -199,9 +239,44 @@ class Storm:
             wrong.append(f"class {class_}, must be {citizen.script.class_} ({why})")
         return wrong
 
-    def _carried(self, citizen: Citizen) -> bool:
-        """Was the call there when an Asterisk was killed or wedged?"""
-        return any(citizen.existed_at(since) for since, _ in self._scene.asterisk_away)
+    def _faults_of_cut(self, citizen: Citizen, tickets: list[dict[str, Any]], died: float) -> list[str]:
+        """The same of a call that was cut: one ticket, and it says so; or how it ended, if that was in the instant of the kill."""
+        if len(tickets) != 1:
+            return [f"cut with its Asterisk, {len(tickets)} tickets"]
+        call, class_ = tickets[0]["call"], tickets[0]["class"]
+        expected, wrong = {"lost"}, []
+        if citizen.ended_at is not None and citizen.ended_at < died + _INSTANT_S:
+            expected |= self._outcomes(citizen, call)
+        if call["outcome"] not in expected:
+            wrong.append(f"outcome {call['outcome']}, cut with its Asterisk: must be {' or '.join(sorted(expected))}")
+        if class_ not in (citizen.script.class_, "unclassified"):
+            wrong.append(f"class {class_}, cut with its Asterisk: must be {citizen.script.class_}, or unclassified")
+        return wrong
+
+    def _outcomes(self, citizen: Citizen, call: dict[str, Any]) -> set[str]:
+        """What the call came to, as the citizen knows."""
+        expected = {"answered"} if citizen.talked else {"abandoned_queue" if call["queues"] else "abandoned_ivr"}
+        if citizen.gave_up and citizen.taken_at is not None:
+            expected.add("answered")  # taken in the instant in which he hung up: they heard nothing of each other
+        return expected
+
+    def _cut_at(self, citizen: Citizen) -> float | None:
+        """When the Asterisk that had the call was killed or wedged. None: it was not; or its successor answered the INVITE, sent
+        again; or not even a 100 Trying came, which no kill excuses."""
+        answered_at = citizen.answered_at
+        for died in self._died_with(citizen):
+            if answered_at is not None and answered_at < died + _NEXT_S:
+                return died
+            if answered_at is None and citizen.dialog is not None and citizen.dialog.refused is None:
+                return died  # it said 100 Trying: the INVITE is not sent again
+        return None
+
+    def _died_with(self, citizen: Citizen) -> list[float]:
+        """When an Asterisk was killed or wedged while the call was there, or had ended just before."""
+        if citizen.dialog is None:
+            return []
+        invited_at, ended_at = citizen.dialog.invited_at, citizen.ended_at or time.monotonic()
+        return [died for died, _ in self._scene.asterisk_away if invited_at <= died <= ended_at + _INSTANT_S]
 
     def _heard_by(self, citizen: Citizen, limit_s: float) -> list[str]:
         """What is wrong by the citizen's own ears."""
@@ -217,11 +292,6 @@ class Storm:
             wrong.append(f"{silence_s:.1f} s of silence")
         return wrong
 
-    def _answered_late(self, citizen: Citizen) -> bool:
-        assert citizen.dialog is not None
-        assert citizen.answered_at is not None
-        return citizen.answered_at - citizen.dialog.invited_at > 0.4
-
     def _excused(self, citizen: Citizen, ticket: dict[str, Any]) -> bool:
         """No living daemon received the key, and a note says so; or the citizen had gone before the key."""
         if citizen.gave_up and (citizen.keyed_at is None or citizen.script.give_up_s is not None):
@@ -232,31 +302,46 @@ class Storm:
         return away and any("menu" in note["text"] for note in ticket["notes"])
 
     async def _tickets(self) -> dict[str, list[dict[str, Any]]]:
-        """By SIP Call-ID, once every one of them is over and its recording judged."""
-        ids = {citizen.call_id for citizen in self._crowd.citizens}
+        """By SIP Call-ID, once every one of them is over and its recording judged. What Asterisk had written of a call when it was
+        killed may lack the Call-ID: then it is told by the number, which each citizen has for himself."""
+        call_ids = {f"+62{citizen.number[1:]}": citizen.call_id for citizen in self._crowd.citizens}
 
         def found() -> dict[str, list[dict[str, Any]]] | None:
-            mine: dict[str, list[dict[str, Any]]] = {}
+            tickets: dict[str, list[dict[str, Any]]] = {}
             for one in self._lab.all_tickets():
-                if one["call"]["sip_call_id"] in ids:
-                    mine.setdefault(one["call"]["sip_call_id"], []).append(one)
-            over = all(one["call"]["ended_at"] and one["recording"]["state"] for of_call in mine.values() for one in of_call)
-            return mine if over else None
+                call_id = one["call"]["sip_call_id"] or call_ids.get(one["caller"]["number"], "")
+                tickets.setdefault(call_id, []).append(one)
+            over = all(one["call"]["ended_at"] and one["recording"]["state"] for of_call in tickets.values() for one in of_call)
+            return tickets if over else None
 
         return await until(found, "every call is over and its recording judged", 60)
 
 
+def holes(faults: dict[str, dict[str, int]]) -> list[str]:
+    """The phases of a call in which a fault never struck one."""
+    return [
+        f"{fault}: never with a call in the phase {phase}"
+        for fault, phases in faults.items()
+        for phase in PHASES
+        if not phases[phase]
+    ]
+
+
 def show(verdict: Verdict, console: Console) -> None:
-    table = Table(title="Calls that were in each phase as a fault struck", title_justify="left")
+    table = Table(
+        title="Calls in each phase as a fault began (it waits 5 s for one in its own), as the phones tell", title_justify="left"
+    )
     for column in ("fault", *PHASES):
         table.add_column(column)
     for name, phases in verdict.faults.items():
         table.add_row(name, *(str(phases[phase]) for phase in PHASES))
     console.print(table)
     for name, value in asdict(verdict).items():
-        if name not in ("faults", "wrong", "cut_by_a_dead_asterisk"):
+        if name not in ("faults", "wrong", "cut_by_a_dead_asterisk", "mended"):
             console.print(f"{name.replace('_', ' ')}: {round(value, 2)}")
     console.print(f"tickets of calls that a killed Asterisk carried: {', '.join(verdict.cut_by_a_dead_asterisk) or 'none'}")
+    mended = ", ".join(f"{count} {kind}" for kind, count in verdict.mended.items())
+    console.print(f"mended by reconciliation, each a call whose Asterisk was killed before it wrote a record: {mended or 'none'}")
     for what, count in Counter(verdict.wrong).items():
         console.print(f"WRONG: {what}" + (f" ({count} times)" if count > 1 else ""), markup=False)
     console.print("every call is accounted for" if not verdict.wrong else f"{len(verdict.wrong)} findings")

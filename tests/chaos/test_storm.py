@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.chaos.crowd import PHASES
 from tests.chaos.faults import FAULTS, schedule
-from tests.chaos.storm import storm
+from tests.chaos.storm import holes, storm
 from tests.support.ports import leased_offset
 
 SEED = 112
@@ -18,6 +18,13 @@ def test_the_seed_fixes_the_schedule_and_ten_minutes_hold_every_fault_in_every_p
     assert {(one.fault, one.phase) for one in planned} == {(fault, phase) for fault in FAULTS for phase in PHASES}
     instants = [0.0, *(one.at_s for one in planned), 600.0]
     assert max(after - before for before, after in pairwise(instants)) < 10
+
+
+def test_a_phase_in_which_a_fault_never_struck_a_call_is_a_finding() -> None:
+    faults = {fault: dict.fromkeys(PHASES, 1) for fault in FAULTS}
+    assert holes(faults) == []
+    faults["AMI cut"]["held"] = 0
+    assert holes(faults) == ["AMI cut: never with a call in the phase held"]
 
 
 async def test_two_minutes_of_storm_lose_no_call(short_directory: Path) -> None:
