@@ -5,11 +5,13 @@ import os
 import random
 import signal
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
+from callrouter.phone.audio import linear
 from tests.chaos.crowd import Citizen, Crowd, Script, epoch
 from tests.support import until
 from tests.support.lab import Lab
@@ -63,6 +65,14 @@ async def all_tickets(lab: Lab, crowd: Crowd) -> dict[str, dict[str, Any]]:
     return {call_id: of_one[0] for call_id, of_one in tickets.items()}
 
 
+def greetings(lab: Lab, citizen: Citizen) -> int:
+    """How often the citizen heard the greeting begin. Asterisk plays the file's own A-law to a caller of that codec."""
+    assert citizen.dialog is not None
+    language = lab.stack.profile.languages[0]
+    begin = (lab.state / "prompts" / language / "greeting.alaw").read_bytes()[1600:4000]  # 0.3 s of speech
+    return array("h", citizen.dialog.media.heard.samples()).tobytes().count(array("h", linear(begin)).tobytes())
+
+
 async def nothing() -> None:
     """No fault."""
 
@@ -102,6 +112,9 @@ async def test_killed_under_60_calls_and_dead_for_5_seconds(lab: Lab) -> None:
             right(citizen, ticket)
             assert citizen.answered_at is not None
             assert citizen.keyed_at is not None
+            # By whichever daemon: nobody is greeted twice. One who came long before the death, or after it, is greeted.
+            greeted = citizen.answered_at < died - 2 or citizen.answered_at > back
+            assert greetings(lab, citizen) in ((1,) if greeted else (0, 1)), f"{citizen.number} was greeted again, or not at all"
             # A living daemon received the key: the class is right. Else it may be unclassified, and a note says why.
             if citizen.keyed_at < died - 0.2 or citizen.answered_at > back:
                 assert ticket["class"] == citizen.script.class_
