@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,14 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from callrouter.asterisk.prompts import RATE
+from callrouter.phone.audio import linear
 from tests.store.conftest import postgresql
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, running_stack, start
 from tests.support.ports import leased_offset
 from tests.support.proxy import Proxy
+from tools.sipp import OPERATOR_HZ
 
 __all__ = ["postgresql"]
 
@@ -206,6 +210,42 @@ async def test_the_daemon_away_and_back(lab: Lab) -> None:
         assert lab.stack.ready()["status"] == "degraded"
     await until(lambda: ask(ports.daemon, "/healthz")[0] == 200, "the daemon is back", 15)
     await until(lambda: readyz(ports.console)["status"] == "ready", "that is told", CONTRACT_S)
+
+
+async def test_without_the_daemon_the_menu_is_the_hold_music_and_the_tickets_follow(lab: Lab) -> None:
+    """Two callers: one chooses from what he hears in the queue, one says nothing."""
+    taker, medic = await lab.operator("call_takers", ring=3), await lab.operator("medical")
+    menu = linear((lab.state / "prompts" / lab.stack.profile.languages[0] / "queue_menu.alaw").read_bytes())
+    with lab.nobody_restarts():
+        os.kill(lab.pid("daemon"), signal.SIGKILL)
+        await until(lambda: "callrouter" not in lab.cli("ari show apps"), "the application is gone")
+        choosing = await lab.answered_caller()
+        await until(lambda: taker.dialogs, "a call taker rings at once", 1)
+        since = time.monotonic()
+        await until(lambda: len(choosing.media.heard.samples(since)) > RATE, "a second is heard while it rings")
+        heard = array("h", choosing.media.heard.samples(since)[:RATE]).tobytes()
+        assert heard in array("h", menu).tobytes(), "it is the menu"
+        choosing.media.press("1")
+        await until(lambda: any(one.live for one in medic.dialogs.values()), "the key leads to its queue")
+        assert not any(one.live for one in taker.dialogs.values())
+        silent = await lab.answered_caller()
+        since = time.monotonic()
+        await until(lambda: silent.media.heard.has_tone(OPERATOR_HZ, since), "who says nothing talks to the call taker")
+        await choosing.hang_up()
+        await silent.hang_up()
+        assert {_outcome(lab, caller.call_id) for caller in (choosing, silent)} == {None}, "nobody has read the journal"
+    for caller, class_, queue in ((choosing, "medical", "medical"), (silent, "unclassified", "call_takers")):
+        ticket = await lab.ticket(caller)
+        call = ticket["call"]
+        assert (ticket["class"], call["queue"], call["outcome"], call["ended_by"]) == (class_, queue, "answered", "caller")
+        assert caller.answered_at is not None
+        assert caller.ended_at is not None
+        epoch = time.time() - time.monotonic()
+        for name, at in (("answered_at", caller.answered_at), ("ended_at", caller.ended_at)):
+            assert abs(datetime.fromisoformat(call[name]).timestamp() - at - epoch) < 1
+        instants = [call[f"{name}_at"] for name in ("arrived", "answered", "queued", "operator_answered", "ended")]
+        assert instants == sorted(instants)
+        assert "daemon away" in ticket["notes"][0]["text"]
 
 
 async def test_the_web_away_and_back(lab: Lab) -> None:
