@@ -245,6 +245,9 @@ def _journal(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             found.append(Finding("call without journal", row.call_id, "the journal has no record of this call"))
         elif row.ended_from == JOURNAL and not told.ended:
             found.append(Finding("journal without end", row.call_id, "the journal's records of this call are not whole"))
+        elif row.call_id in w.differing and emergency is None:  # else the call is made of both
+            text = f"the journal's records of this call, read anew, give another {', '.join(w.differing[row.call_id])}"
+            found.append(Finding("journal differs", row.call_id, text))
         elif row.ended_from == EMERGENCY and not told.ended and emergency is None:
             found.append(Finding("emergency record missing", row.call_id, "the emergency record told its end, and is gone"))
     total.edges(w, own, w.journal, "first record just before or after this period", "journal")

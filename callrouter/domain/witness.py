@@ -50,11 +50,12 @@ class Cdr(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a journal says of a call; `ended`: its last record is there."""
+    """What a journal says of a call; `ended`: its last record is there; `call`: what its records come to."""
 
     at: float
     ended: bool
     sip_call_id: str
+    call: Call | None = None
 
 
 class Recorded(NamedTuple):
@@ -116,6 +117,7 @@ class Witnesses:
     cdrs: Mapping[str, Sequence[Cdr]] = field(default_factory=dict)
     journal: Mapping[str, Told] = field(default_factory=dict)
     emergency: Mapping[str, Told] = field(default_factory=dict)
+    differing: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by call id: what the journal's records give otherwise
     unread: Collection[str] = ()  # calls of which the database does not have every record yet
     boots: Sequence[float] = ()  # starts of Asterisk, ascending
     recordings: Mapping[str, Recorded] = field(default_factory=dict)  # by call id

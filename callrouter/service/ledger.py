@@ -282,7 +282,9 @@ def _changed(open_calls: OpenCalls, batch: Batch) -> dict[str, Call]:
     changed: dict[str, Call] = {}
     for event in batch.events:
         for call in open_calls.take(event):
-            changed[call.id] = call
+            # A record written twice may look like the beginning of a call that has ended: the first end is the end.
+            if call.id not in changed or changed[call.id].ended_at is None:
+                changed[call.id] = call
     return changed
 
 

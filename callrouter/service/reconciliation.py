@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import cdr
 from callrouter.asterisk.cel import Journal
-from callrouter.domain.call import RECONCILIATION, TRUNK, Call, opens, sip_call_id
+from callrouter.domain.call import RECONCILIATION, TRUNK, Call, OpenCalls, opens, sip_call_id
 from callrouter.domain.pairing import paired, unknown
 from callrouter.domain.reconcile import CONCLUDE, JUDGE, REBUILD, REOPEN, REPLAY, Finding, Report, reconcile
 from callrouter.domain.witness import Carried, Cdr, Invite, Recorded, Told, Witnesses, began, concluded, rebuilt
@@ -197,7 +197,10 @@ class Reconciliation:
                 carrier_tolerance_s=self._profile.carrier_records.tolerance_s,
                 recordings_since=now - self._profile.retention.recordings_days * 86400.0,
             )
-        return await asyncio.to_thread(self._beside, found, read, first, last)
+        found = await asyncio.to_thread(self._beside, found, read, first, last)
+        journal = {call_id: one.call for call_id, one in found.journal.items() if one.call is not None}
+        async with self._database.connect() as connection:
+            return replace(found, differing=await witnesses.differing(connection, journal, city(self._profile)))
 
     def _beside(self, known: Witnesses, read: dict[str, int], first: float, last: float) -> Witnesses:
         """With what stands outside the database."""
@@ -245,8 +248,12 @@ class Reconciliation:
 def told(path: Path, first: float, last: float, read: dict[str, int] | None = None) -> tuple[dict[str, Told], list[float]]:
     """What a journal (all of it, or what is behind the positions `read`) says of calls that began then; and Asterisk's starts."""
     journal, found, boots = Journal(path, read or {}, written_since=first), dict[str, Told](), list[float]()
+    folding, folded = OpenCalls(), dict[str, Call]()
     while (batch := journal.read(_BATCH)) is not None:
         for event in batch.events:
+            for call in folding.take(event):
+                if call.id not in folded or folded[call.id].ended_at is None:  # the first end is the end, as in the database
+                    folded[call.id] = call
             if event.kind == "BOOT":
                 boots.append(event.at)
             elif event.uniqueid == event.linkedid or event.uniqueid in found:
@@ -257,7 +264,7 @@ def told(path: Path, first: float, last: float, read: dict[str, int] | None = No
                 if event.kind == "CALL":
                     known = known._replace(sip_call_id=sip_call_id(event))
                 found[event.uniqueid] = known._replace(ended=known.ended or event.kind == "CHAN_END")
-    return {call_id: one for call_id, one in found.items() if first <= one.at < last}, boots
+    return {call_id: one._replace(call=folded.get(call_id)) for call_id, one in found.items() if first <= one.at < last}, boots
 
 
 def next_night(now: datetime, zone: tzinfo) -> datetime:

@@ -1,12 +1,17 @@
 """What reconciliation asks the database: calls with their tickets, tickets alone, and the numbers given each day."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from callrouter.domain.call import JOURNAL, Call
 from callrouter.domain.witness import Numbering, Row
+from callrouter.store.calls import City, told_by
 from callrouter.store.schema import call, day_counter, ticket
+
+_AT_ONCE = 500  # calls a question: SQLite takes no more than some 30,000 values
 
 
 async def rows(connection: AsyncConnection, since: float, until: float) -> list[Row]:
@@ -44,6 +49,25 @@ async def rows(connection: AsyncConnection, since: float, until: float) -> list[
         )
         async for row in found
     ]
+
+
+async def differing(connection: AsyncConnection, journal: Mapping[str, Call], city: City) -> dict[str, tuple[str, ...]]:
+    """Of calls that the journal, read anew, tells to their end: the columns that are otherwise where it told the end before.
+    What upkeep, people and other witnesses add is no such column."""
+    found: dict[str, tuple[str, ...]] = {}
+    ended = [call_id for call_id, one in journal.items() if one.ended_at is not None]
+    for n in range(0, len(ended), _AT_ONCE):
+        known = sa.select(call).where(call.c.call_id.in_(ended[n : n + _AT_ONCE]), call.c.ended_from == JOURNAL)
+        for row in (await connection.execute(known)).mappings():
+            facts = told_by(journal[row["call_id"]], city)
+            if other := tuple(name for name, value in facts.items() if _plain(row[name]) != _plain(value)):
+                found[row["call_id"]] = other
+    return found
+
+
+def _plain(value: object) -> object:
+    """As JSON gives it back."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 async def tickets_alone(connection: AsyncConnection, since: float, until: float) -> list[str]:

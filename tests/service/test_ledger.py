@@ -135,6 +135,20 @@ async def test_calls_of_every_fate(database: AsyncEngine, journal: Path) -> None
     assert (row["hangup_cause"], row["sip_call_id"], row["trunk"]) == (16, "call-0@carrier", "local")
 
 
+async def test_the_last_records_of_a_call_written_twice_change_nothing(database: AsyncEngine, journal: Path) -> None:
+    """Those from its class on: read in one go they look like a call of their own."""
+    lines = [line(one) for one in events(0)]
+    doubled = [line(one) for one in events(0) if one.at > BEGIN + 5.015]
+    append(journal, b"".join(lines + doubled))
+    await follow(database, journal, len(lines + doubled))
+    row = (await tickets(database))[call_id(0)]
+    assert (row["call_class"], row["call_operator"], row["call_arrived_at"]) == (
+        "fire",
+        "op-aaaaaaaa",
+        datetime.fromtimestamp(BEGIN, UTC),
+    )
+
+
 async def test_a_call_in_progress_has_its_ticket_and_its_news(database: AsyncEngine, journal: Path) -> None:
     lines = [line(one) for one in events(1)]
     async with following(database, journal) as made:

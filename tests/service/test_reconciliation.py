@@ -13,7 +13,7 @@ from callrouter.profile import load_profile
 from callrouter.service.reconciliation import Reconciliation
 from callrouter.store.schema import ticket, writing
 from tests.service.test_ledger import SECRET, Rows, follow, tickets
-from tests.support.journal import BEGIN, OPERATOR, append, boot, call_id, events, line
+from tests.support.journal import BEGIN, FATES, OPERATOR, append, boot, call_id, events, line
 
 SPAN = BEGIN - 60, BEGIN + 600
 
@@ -155,3 +155,26 @@ async def test_an_invite_that_may_be_a_known_calls_makes_no_second_ticket(desk: 
     assert left["invite without call"] == {f"{n}@citizen" for n in range(sent)}
     assert set(await tickets(desk.database)) == {call_id(0), call_id(1)}
     assert await desk.mend() == (left, [])
+
+
+@pytest.mark.parametrize("fate", FATES)
+async def test_a_record_of_the_journal_that_is_gone_is_missed(desk: Desk, fate: str) -> None:
+    """Whichever it is of those that tell something of the call; those that tell nothing change nothing."""
+    told = events(0, fate, identity="<tel:+6281200000099>")
+    append(desk.journal, b"".join(line(one) for one in told))
+    await follow(desk.database, desk.journal, len(told))
+    desk.cdr(0, 20.01, talked=fate == "answered")
+    left, _ = await desk.mend()
+    assert not {kind for kind in left if "journal" in kind}
+    seen = set()
+    for n, one in enumerate(told):
+        desk.journal.write_bytes(b"".join(line(other) for other in [*told[:n], *told[n + 1 :]]))
+        left, _ = await desk.mend()
+        if left.get("journal differs", set()) | left.get("journal without end", set()) == {call_id(0)}:
+            seen.add((one.kind, one.app) if one.kind == "APP_START" else one.kind)
+    own = {"CHAN_START", "ANSWER", "CALL", "IDENTITY", "HANGUP", "CHAN_END"}
+    queued = {"CLASS", "ROUTE", ("APP_START", "Queue")} if fate != "abandoned_ivr" else set()
+    talked = {"BRIDGE_ENTER"} if fate in ("answered", "overflowed_external") else set()
+    assert seen == own | queued | talked | ({"BRIDGE_EXIT"} if fate == "answered" else set()) | (
+        {"OUTSIDE"} if fate == "overflowed_external" else set()
+    )
