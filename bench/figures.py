@@ -1,7 +1,7 @@
 """What is made of measurements: percentiles, medians over rounds, limits. Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 VOID_SHARE = 0.90
 """A machine busier than this measures its own queues, not the contender: the run is void."""
 _NATIVE_FACTOR = 1.5
-_NATIVE = "native"
-_OURS = ("callrouter", "callrouter on postgresql")
+NATIVE = "native"
+OURS = ("callrouter", "callrouter on postgresql")
 RATIO = {"talk": 1.25, "short": 1.6}
 """Load → processor time per call, at most so many times native's."""
 _RING_MS, _INVITE_MS, _SILENCE_MARGIN_MS = 50.0, 20.0, 100.0
@@ -66,6 +66,26 @@ def judge(what: str, figure: float, limit: float, unit: str, native: float | Non
     return Verdict(what, figure, limit if native is None else max(limit, _NATIVE_FACTOR * native), unit)
 
 
+def highest(holds: Callable[[float], bool], low: float, high: float, step: float) -> tuple[float, float | None]:
+    """(the highest level found that holds, 0 for none; the lowest that does not, None for none), from `low` to `high`.
+
+    Doubled while it holds, then halved between the two until they are no more than `step` of the lower apart.
+    """
+    best, failing, level = 0.0, None, low
+    while failing is None and best < high:
+        if holds(level):
+            best, level = level, min(2 * level, high)
+        else:
+            failing = level
+    while best and failing and failing - best > step * best:
+        level = (best + failing) / 2
+        if holds(level):
+            best = level
+        else:
+            failing = level
+    return best, failing
+
+
 def order(contenders: Sequence[str], rounds: int) -> list[tuple[int, str]]:
     """(round, contender): A B C, C B A, A B C, … so that a machine that grows slower or faster favours nobody."""
     return [(n, one) for n in range(rounds) for one in (contenders if n % 2 == 0 else contenders[::-1])]
@@ -96,7 +116,7 @@ def verdicts(blocks: Sequence[Row], silence_s: float) -> list[Verdict]:
     `silence_s`: the profile's limit for a caller who says nothing.
     """
     made = []
-    for name in _OURS:
+    for name in OURS:
         for load, limit in RATIO.items():
             if ratios := ratio(blocks, name, load):
                 made.append(judge(f"{name}: CPU per call, ratio to native ({load})", Spread.of(ratios).median, limit, "×"))
@@ -106,7 +126,7 @@ def verdicts(blocks: Sequence[Row], silence_s: float) -> list[Verdict]:
         ):
             for load in RATIO:
                 if ours := pooled(blocks, name, load, key):
-                    native = pooled(blocks, _NATIVE, load, key)
+                    native = pooled(blocks, NATIVE, load, key)
                     allowed = percentile(native, 0.99) if native else None
                     made.append(judge(f"{name}: {figure} ({load})", percentile(ours, 0.99), limit, "ms", allowed))
         if silent := pooled(blocks, name, "silent", "ring_ms"):
@@ -119,7 +139,7 @@ def verdicts(blocks: Sequence[Row], silence_s: float) -> list[Verdict]:
 
 def ratio(blocks: Sequence[Row], name: str, load: str) -> list[float]:
     """Of each round in which both count: processor time per call over native's."""
-    native = {one["round"]: total_ms(one) for one in blocks if (one["contender"], one["load"]) == (_NATIVE, load)}
+    native = {one["round"]: total_ms(one) for one in blocks if (one["contender"], one["load"]) == (NATIVE, load)}
     own = {one["round"]: total_ms(one) for one in blocks if (one["contender"], one["load"]) == (name, load)}
     return [own[n] / native[n] for n in sorted(own.keys() & native.keys())]
 
@@ -136,3 +156,10 @@ def total_ms(block: Row) -> float:
 
 def void(block: Row) -> bool:
     return float(block["busy_share"]) > VOID_SHARE
+
+
+def left_out(block: Row) -> str:
+    """Why a block does not count, empty if it does: a call that failed cost less than one that did not."""
+    if void(block):
+        return f"void, the machine was {block['busy_share']:.0%} busy"
+    return str(block["failed"][0]).splitlines()[0][:200] if block["failed"] else ""

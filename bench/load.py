@@ -74,6 +74,7 @@ class Block:
     cpu_ms: dict[str, float]
     idle_ms: dict[str, float]  # a second, before the load, its operators registered
     generator_ms: float
+    generator_share: float  # of the machine: what the load itself took
     foreign_share: float  # of the machine: what neither the contender nor the load took
     busy_share: float
     memory_mb: dict[str, float]
@@ -175,7 +176,7 @@ def measure(
             time.sleep(1.0)
         _settle(contender)
         usage = meter.stop()
-        heard = json.loads(listener.communicate(timeout=30)[0]) if listener else {}
+        heard, deaf = _heard(listener) if listener else ({}, [])
     calls, rung = run.calls(), crowd.rung_at()
     progress(load.calls)
     recordings_now, everything_now = _disk(contender)
@@ -192,7 +193,8 @@ def measure(
         {name: 1000 * cpu / load.calls for name, cpu in usage.cpu_s.items()},
         {name: 1000 * cpu / idle_usage.seconds for name, cpu in idle_usage.cpu_s.items()},
         1000 * usage.generator_s / load.calls,
-        _share(usage),
+        _share(usage, usage.generator_s),
+        _share(usage, usage.foreign_s),
         usage.busy_share,
         memory_mb(programs),
         grown / load.calls,
@@ -201,7 +203,7 @@ def measure(
         ring_ms=[
             _ms(rung[call.number], call.keyed_at if load.keys else call.answered_at) for call in answered if call.number in rung
         ],
-        failed=_failed(load, answered, rung, crowd.errors() if run.poll() else ""),
+        failed=_failed(load, answered, rung, crowd.errors() if run.poll() else "") + deaf,
         wrong=contender.wrong(answered, load.class_, mute=load.mute) if answered else [],
         ear=heard,
     )
@@ -223,19 +225,34 @@ def _listen(contender: Contender, load: Load, held: ExitStack) -> "subprocess.Po
     """A caller in a process of its own, who comes when the load is steady and hears an operator for as long as it is."""
     steady_s = max(2.0, load.calls / load.rate - load.call_s - 6)
     command = [sys.executable, "-m", "bench.ear", *map(str, contender.server), load.keys, str(load.call_s), str(steady_s)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     held.callback(process.wait)
     held.callback(process.kill)
     return process
 
 
+def _heard(listener: "subprocess.Popen[bytes]") -> tuple[dict[str, float], list[str]]:
+    """What became of the audio, or why nobody knows: where calls begin to fail, the one that listens fails too."""
+    try:
+        out, said = listener.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        return {}, ["the listening caller did not end"]
+    if listener.returncode:
+        told = said.decode(errors="replace").strip().rpartition("\n")[2]
+        return {}, [f"the listening caller heard nothing (exit code {listener.returncode}): {told[:300]}"]
+    return json.loads(out), []
+
+
 def _disk(contender: Contender) -> tuple[int, int]:
-    """(recordings, everything that it writes) in bytes."""
+    """(recordings, everything that it writes) in bytes. Of a database what its tables hold: a write-ahead log is as large as it
+    was made, whatever is in it."""
     state = contender.settings.state
+    if isinstance(contender, Callrouter):
+        contender.checkpoint()
     recordings = disk_bytes(state / "recordings") + disk_bytes(state / "recording")
     everything = disk_bytes(state) - disk_bytes(state / "sipp")
     if isinstance(contender, Callrouter) and contender.database_directory:
-        everything += disk_bytes(contender.database_directory)
+        everything += disk_bytes(contender.database_directory) - disk_bytes(contender.database_directory / "pg_wal")
     return recordings, everything
 
 
@@ -252,8 +269,9 @@ def _failed(load: Load, answered: Sequence[SippCall], rung: dict[str, float], sa
     return failed
 
 
-def _share(usage: Usage) -> float:
-    return usage.foreign_s * usage.busy_share / max(1e-9, usage.foreign_s + usage.generator_s + sum(usage.cpu_s.values()))
+def _share(usage: Usage, part_s: float) -> float:
+    """Of the whole machine."""
+    return part_s * usage.busy_share / max(1e-9, usage.foreign_s + usage.generator_s + sum(usage.cpu_s.values()))
 
 
 def _batched(items: Sequence[tuple[str, str]], size: int) -> list[Sequence[tuple[str, str]]]:

@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from callrouter.config import Settings
+from callrouter.config import ROOT, Settings
 from tools.sipp import SIPP
 
 
 def described() -> dict[str, str]:
-    """Processor, kernel, versions, and how busy the machine was before."""
+    """The code, processor, kernel, versions, and how busy the machine was before."""
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     virtual = "hypervisor" in Path("/proc/cpuinfo").read_text()
     return {
         "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),
         "processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores{', virtual' if virtual else ''}",
         "memory": f"{int(memory[1]) / (1 << 20):.0f} GB" if memory else "",
         "kernel": platform.release(),

@@ -1,50 +1,67 @@
-"""JSON of var/bench/ → Markdown and plots."""
+"""Where a run's results are kept (var/bench/), and what its JSON becomes: Markdown and plots."""
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench.figures import RATIO, VOID_SHARE, Row, Spread, percentiles, pooled, ratio, total_ms, verdicts, void
+from bench.figures import NATIVE, OURS, RATIO, Row, Spread, left_out, percentiles, pooled, ratio, total_ms, verdicts
 from callrouter.config import ROOT
 from callrouter.profile import load_profile
 
 _NAMES = {"talk": "10 s of talk, audio both ways, 5/s", "short": "3 s, no audio, 20/s", "silent": "silent caller"}
 
 
+def directory(kind: str, under: Path = ROOT / "var" / "bench") -> Path:
+    """A new one for a run's results, with its date in its name: no run overwrites another's. `kind` leads to the latest."""
+    latest = under / kind
+    made = latest.with_name(f"{kind}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    made.mkdir(parents=True)
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(made.name)
+    return made
+
+
 def bench(results: Path, console: Console) -> int:
     """Write summary.md and plots; the exit code of `make bench`."""
     found = json.loads((results / "bench.json").read_text())
+    text, code = summary(found, load_profile(ROOT / "profiles" / "ambon.toml").limits.silence_to_human_s)
+    (results / "summary.md").write_text(text)
+    console.print(text, markup=False)
+    if good := [one for one in found["blocks"] if not left_out(one)]:
+        _plot_cost(good, results / "cost.png")
+        _plot_latency(good, results / "latency.png")
+    return code
+
+
+def summary(found: Mapping[str, Any], silence_s: float) -> tuple[str, int]:
+    """bench.json in Markdown, and the exit code. `silence_s`: the profile's limit for a caller who says nothing."""
     blocks: list[Row] = found["blocks"]
-    good = [one for one in blocks if not void(one)]
-    left_out = [one for one in blocks if void(one)]
+    good = [one for one in blocks if not left_out(one)]
+    without = [(one, why) for one in blocks if (why := left_out(one))]
     faults = [f"{one['contender']}, {one['load']}, round {one['round'] + 1}: {text}" for one in blocks if (text := _faults(one))]
-    silence_s = load_profile(ROOT / "profiles" / "ambon.toml").limits.silence_to_human_s
+    faults += found["ended"]
     kept = verdicts(good, silence_s)
     text = "# make bench\n\n" + "".join(f"- {name}: {value}\n" for name, value in found["machine"].items())
     for load in dict.fromkeys(one["load"] for one in blocks):
-        text += f"\n## {_NAMES[load]}\n\n" + _table(good, load)
+        text += f"\n## {_NAMES[load]}\n\n" + _table(good, load) + _right(blocks, load)
     text += "\n## Limits\n\n| figure | measured | allowed | kept |\n|---|---|---|---|\n"
     for one in kept:
         text += f"| {one.what} | {one.figure:.2f} {one.unit} | {one.allowed:.2f} {one.unit} | {'yes' if one.kept else '**no**'} |\n"
-    if left_out:
-        named = ", ".join(f"{one['contender']} {one['load']} (round {one['round'] + 1})" for one in left_out)
-        text += f"\nVoid, the machine was more than {VOID_SHARE:.0%} busy, and left out above: {named}.\n"
+    if without:
+        text += "\nLeft out above:\n\n"
+        text += "".join(f"- {one['contender']} {one['load']} (round {one['round'] + 1}): {why}\n" for one, why in without)
     busiest = max((one["foreign_share"] for one in good), default=0.0)
     text += f"\nOther processes took up to {busiest:.0%} of the machine in the blocks that count.\n"
     text += "".join(f"\nFAULT: {fault}\n" for fault in faults)
-    (results / "summary.md").write_text(text)
-    if good:
-        _plot_cost(good, results / "cost.png")
-        _plot_latency(good, results / "latency.png")
-    console.print(text, markup=False)
     ours = [fault for fault in faults if fault.startswith("callrouter")]
-    missed = [one for one in kept if not one.kept]
-    if ours or missed:
-        return 1
-    return 2 if not kept or left_out else 0
+    if ours or not all(one.kept for one in kept):
+        return text, 1
+    untold = [one for one, _ in without if one["contender"] in (NATIVE, *OURS)] or not kept
+    return text, 2 if untold else 0
 
 
 def _table(blocks: Sequence[Row], load: str) -> str:
@@ -66,6 +83,17 @@ def _table(blocks: Sequence[Row], load: str) -> str:
         text += f"| {', '.join(f'{part} {value:.0f}' for part, value in memory.items())} "
         disk = [Spread.of([one[key] / 1000 for one in mine]).median for key in ("recording_bytes", "other_bytes")]
         text += f"| {disk[0]:.0f} + {disk[1]:.1f} |\n"
+    return text
+
+
+def _right(blocks: Sequence[Row], load: str) -> str:
+    """Of every contender with tickets: how many were right, of all calls of that load, those of blocks left out too."""
+    text = ""
+    for name in OURS:
+        if mine := [one for one in blocks if (one["contender"], one["load"]) == (name, load)]:
+            calls = sum(one["calls"] for one in mine)
+            answered = sum(len(one["invite_ms"]) for one in mine)
+            text += f"\n{name}: tickets right: {answered - sum(len(one['wrong']) for one in mine)} of {calls}\n"
     return text
 
 

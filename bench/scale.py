@@ -1,4 +1,7 @@
-"""`make scale`: what a call costs as calls at once, operators and tickets grow; var/bench/ has curves and scale.json."""
+"""`make scale`: what a call costs as calls at once, operators and tickets grow, and the highest rate; var/bench/scale/ has it all.
+
+Each part is saved after each level. Exit code 0, 1 if a limit of the ticket list was missed or a level could not be measured.
+"""
 
 import argparse
 import sys
@@ -6,24 +9,28 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from bench import report
-from bench.__main__ import RESULTS, line
+from bench.__main__ import line
 from bench.bulk import fill
 from bench.contenders import Callrouter, Contender, running
-from bench.figures import Verdict, judge, percentiles
-from bench.load import SHORT, TALK, Crowd, measure, save
+from bench.figures import VOID_SHARE, Verdict, highest, judge, percentiles
+from bench.load import SHORT, TALK, Block, Crowd, Load, measure, save
 from bench.machine import described
-from tests.support.ports import leased_offset
+from tests.support.ports import WIDE_AUDIO_PORTS, leased_offset
 from tools.ending import end_as_by_ctrl_c
 
-_CONCURRENT = (10, 50, 100, 200, 280)  # 300 would take every audio port of the place, to the last one
-_HELD_S = 60.0
+_CONCURRENT = (10, 50, 100, 200, 300)
+_RATES = (10.0, 160.0)
+_RATE_STEP = 0.1  # the knee is known to a tenth
+_RATE_TALK_MS = 1_300
 _OPERATORS = (5, 50, 500)
 _TICKETS = (0, 100_000, 1_000_000)
 _ASKED = 150
@@ -48,113 +55,192 @@ FILTERS = {
 """What is asked of the list: its name, and the query."""
 
 
+@dataclass
+class Scale:
+    """A run: what was asked for, and what it found so far."""
+
+    console: Console
+    results: Path
+    largest: int
+    held_s: float
+    contenders: list[str]  # of the parts `rate` and `concurrent`
+    found: dict[str, Any] = field(default_factory=dict)
+    failed: bool = False
+
+    def keep(self, part: str, row: dict[str, Any]) -> None:
+        self.found.setdefault(part, []).append(row)
+        save(self.results / f"scale-{part}.json", {"machine": self.found["machine"], part: self.found[part]})
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def knee(self, part: str, contender: str, text: str) -> None:
+        """What a part comes to, in words."""
+        self.say(f"{contender}: {text}")
+        self.keep("knees", {"part": part, "contender": contender, "said": text})
+
+    def block(self, what: str, measured: Callable[[], Block]) -> Block | str:
+        """A level; in words why it could not be measured: the run goes on with the next part."""
+        try:
+            return measured()
+        except Exception as error:
+            self.failed = True
+            said = f"could not be measured: {error!r}"[:300]
+            self.say(f"{what}: {said}")
+            return said
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="tickets,operators,concurrent")
+    parser.add_argument("--only", default="tickets,operators,concurrent,rate")
     parser.add_argument("--largest", type=int, default=10**9, help="leave out what is larger than that")
+    parser.add_argument("--held", type=float, default=60.0, help="seconds of each level of calls at once, and of each rate")
+    parser.add_argument("--contender", default="callrouter,native", help="of calls at once and of the rate, separated by commas")
     given = parser.parse_args()
     end_as_by_ctrl_c()
-    console = Console(highlight=False)
-    found: dict[str, Any] = {"machine": described(), "concurrent": [], "operators": [], "tickets": [], "list": []}
-    steps: dict[str, Callable[[dict[str, Any], int, Console], None]] = {
-        "tickets": _tickets,
-        "operators": _operators,
-        "concurrent": _concurrent,
-    }
-    missed = []
+    scale = Scale(
+        Console(highlight=False),
+        report.directory("scale"),
+        given.largest,
+        given.held,
+        given.contender.split(","),
+        {"machine": described()},
+    )
+    steps = {"tickets": _tickets, "operators": _operators, "concurrent": _concurrent, "rate": _rate}
     for name in given.only.split(","):
-        steps[name](found, given.largest, console)
-        save(
-            RESULTS / f"scale-{name}.json",
-            {"machine": found["machine"], **{key: found[key] for key in (name, "list") if found[key]}},
+        steps[name](scale)
+    missed = [verdict for row in scale.found.get("list", []) if not (verdict := _judged(row)).kept]
+    for verdict in missed:
+        scale.say(f"limit missed: {verdict.what} {verdict.figure:.0f} ms, allowed {verdict.allowed:.0f}")
+    return 1 if missed or scale.failed else 0
+
+
+def refused(block: Block) -> str:
+    """Why a level does not hold, empty if it does."""
+    if block.failed:
+        return f"failed calls: {block.failed[0].splitlines()[0][:200]}"
+    if block.wrong:
+        return f"{len(block.wrong)} wrong tickets: {block.wrong[0]}"
+    if block.void:
+        return (
+            f"the machine was {block.busy_share:.0%} busy (limit {VOID_SHARE:.0%}), {block.generator_share:.0%} by the load itself"
         )
-    for row in found["list"]:
-        verdict = _judged(row)
-        if not verdict.kept:
-            missed.append(verdict)
-            console.print(f"limit missed: {verdict.what} {verdict.figure:.0f} ms, allowed {verdict.allowed:.0f}")
-    return 1 if missed else 0
+    if late := block.ear.get("late_share"):
+        return f"{late:.2%} of the packets came late"
+    return ""
 
 
-def _concurrent(found: dict[str, Any], largest: int, console: Console) -> None:
-    """Calls with audio at once, each level held for a minute, until calls fail or the machine is full."""
-    for name in ("native", "callrouter"):
-        for count in (one for one in _CONCURRENT if one <= largest):
+def _rate(scale: Scale) -> None:
+    """Short calls without audio, faster and faster: the highest rate that holds, and what ends it."""
+    for name in scale.contenders:
+        why: dict[float, str] = {}
+
+        def holds(rate: float, name: str = name, why: dict[float, str] = why) -> bool:
+            load = replace(SHORT, name="rate", stay_ms=_RATE_TALK_MS, rate=rate, calls=round(rate * scale.held_s))
+            block = scale.block(f"{name}, {rate:g} calls a second", partial(_measured, name, load.concurrent + 20, load))
+            if isinstance(block, Block):
+                scale.keep("rate", {"x": rate, **asdict(block)})
+                scale.console.print(f"{rate:g} calls a second: {line(block)}", soft_wrap=True)
+            why[rate] = refused(block) if isinstance(block, Block) else block
+            return not why[rate]
+
+        best, failing = highest(holds, _RATES[0], min(_RATES[1], scale.largest), _RATE_STEP)
+        said = f"the highest rate held for {scale.held_s:g} s is {best:g} calls a second" if best else "no rate held"
+        scale.knee("rate", name, said + (f"; at {failing:g}: {why[failing]}" if failing else ", the largest tried"))
+
+
+def _concurrent(scale: Scale) -> None:
+    """Calls with audio at once, each level held, until calls fail, packets come late or the machine is full."""
+    for name in scale.contenders:
+        held, said = 0, ", the largest tried"
+        for count in (one for one in _CONCURRENT if one <= scale.largest):
             rate = count / TALK.call_s
-            load = replace(TALK, rate=rate, calls=round(rate * (_HELD_S + TALK.call_s)))
-            with _started(name, count + 20) as (contender, crowd):
-                try:
-                    block = measure(contender, crowd, load, ear=True)
-                except (AssertionError, RuntimeError) as error:
-                    console.print(f"{name}, {count} at once: {error}")
-                    break
-            found["concurrent"].append({"x": count, **asdict(block)})
-            heard = f"late {block.ear['late_share']:.2%}, missing {block.ear['missing_share']:.2%}"
-            console.print(f"{count} at once: {line(block)}; {heard}")
-            if block.failed or block.void:
+            load = replace(TALK, rate=rate, calls=round(rate * (scale.held_s + TALK.call_s)))
+            block = scale.block(f"{name}, {count} at once", partial(_measured, name, count + 20, load, ear=True))
+            if isinstance(block, Block):
+                scale.keep("concurrent", {"x": count, **asdict(block)})
+                heard = ", ".join(f"{key} {value:g}" for key, value in block.ear.items())
+                scale.console.print(f"{count} at once: {line(block)}; ear: {heard}", soft_wrap=True)
+            if why := refused(block) if isinstance(block, Block) else block:
+                said = f"; at {count}: {why}"
                 break
-    rows = found["concurrent"]
+            held = count
+        text = f"{held} recorded calls at once with audio both ways, no late packet" if held else "no level of calls at once held"
+        scale.knee("concurrent", name, text + said)
+    rows = scale.found.get("concurrent", [])
     names = list(dict.fromkeys(row["contender"] for row in rows))
+    costs: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+        ("", lambda row: float(sum(row["cpu_ms"].values()))),
+        (": the load's own", lambda row: float(row["generator_ms"])),
+    )
     report.curve(
-        RESULTS / "concurrent.png",
+        scale.results / "concurrent.png",
         "Cost of a call as calls at once grow",
         "calls at once, audio both ways, recorded",
         "CPU ms per call",
         {
             f"{name}{what}": [(row["x"], of(row)) for row in rows if row["contender"] == name]
             for name in names
-            for what, of in _COSTS
+            for what, of in costs
         },
     )
 
 
-_COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
-    ("", lambda row: float(sum(row["cpu_ms"].values()))),
-    (": the load's own", lambda row: float(row["generator_ms"])),
-)
+def _measured(name: str, operators: int, load: Load, *, ear: bool = False) -> Block:
+    """On a contender with room for as many calls as a place for tests can have."""
+    with _started(name, operators, wide=True) as (contender, crowd):
+        return measure(contender, crowd, load, ear=ear)
 
 
-def _operators(found: dict[str, Any], largest: int, console: Console) -> None:
+def _operators(scale: Scale) -> None:
     """Operators registered, one call a second."""
     load = replace(SHORT, rate=1, calls=30)
-    for count in (one for one in _OPERATORS if one <= largest):
-        with _started("callrouter", count) as (contender, crowd):
-            block = measure(contender, crowd, load, operators=count, idle_s=10)
-        found["operators"].append({"x": count, **asdict(block)})
-        console.print(f"{count} operators: {line(block)}; idle {sum(block.idle_ms.values()):.0f} ms a second")
-    rows = found["operators"]
+    for count in (one for one in _OPERATORS if one <= scale.largest):
+
+        def measured(count: int = count) -> Block:
+            with _started("callrouter", count) as (contender, crowd):
+                return measure(contender, crowd, load, operators=count, idle_s=10)
+
+        if isinstance(block := scale.block(f"{count} operators", measured), Block):
+            scale.keep("operators", {"x": count, **asdict(block)})
+            scale.console.print(
+                f"{count} operators: {line(block)}; idle {sum(block.idle_ms.values()):.0f} ms a second", soft_wrap=True
+            )
+    rows = scale.found.get("operators", [])
     lines = {
         "a call, at 1 a second": [(row["x"], sum(row["cpu_ms"].values())) for row in rows],
         "a second without calls": [(row["x"], sum(row["idle_ms"].values())) for row in rows],
     }
-    report.curve(RESULTS / "operators.png", "Cost as operators grow", "operators registered", "CPU ms", lines, log=True)
+    report.curve(scale.results / "operators.png", "Cost as operators grow", "operators registered", "CPU ms", lines, log=True)
 
 
-def _tickets(found: dict[str, Any], largest: int, console: Console) -> None:
+def _tickets(scale: Scale) -> None:
     """Tickets in the database: the cost of a call, and how long the list takes, by filter."""
     load = replace(SHORT, rate=10, calls=150)
     for name in _LIST_MS:
-        for count in (one for one in _TICKETS if one <= largest):
-            began = time.monotonic()
-            with _started(name, load.concurrent + 20, filled=lambda url, n=count: fill(url, n)) as (contender, crowd):
-                console.print(f"{name}: {count} tickets made, stack started in {time.monotonic() - began:.0f} s")
-                assert isinstance(contender, Callrouter)
-                if count:
-                    found["list"] += _lists(contender, count, console)
-                block = measure(contender, crowd, load)
-            found["tickets"].append({"x": count, **asdict(block)})
-            console.print(line(block))
-    rows = found["tickets"]
+        for count in (one for one in _TICKETS if one <= scale.largest):
+
+            def measured(name: str = name, count: int = count) -> Block:
+                began = time.monotonic()
+                with _started(name, load.concurrent + 20, filled=lambda url: fill(url, count)) as (contender, crowd):
+                    scale.say(f"{name}: {count} tickets made, stack started in {time.monotonic() - began:.0f} s")
+                    assert isinstance(contender, Callrouter)
+                    if count:
+                        _lists(contender, count, scale)
+                    return measure(contender, crowd, load)
+
+            if isinstance(block := scale.block(f"{name}, {count} tickets", measured), Block):
+                scale.keep("tickets", {"x": count, **asdict(block)})
+                scale.console.print(line(block), soft_wrap=True)
+    rows = scale.found.get("tickets", [])
     lines = {name: [(row["x"], sum(row["cpu_ms"].values())) for row in rows if row["contender"] == name] for name in _LIST_MS}
-    report.curve(
-        RESULTS / "tickets.png", "Cost of a call as tickets grow", "tickets in the database", "CPU ms per call", lines, log=True
-    )
+    title, x = "Cost of a call as tickets grow", "tickets in the database"
+    report.curve(scale.results / "tickets.png", title, x, "CPU ms per call", lines, log=True)
 
 
-def _lists(contender: Callrouter, count: int, console: Console) -> list[dict[str, Any]]:
+def _lists(contender: Callrouter, count: int, scale: Scale) -> None:
     """Every filter's times over HTTP, as a client sees them."""
-    rows = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=scale.console, transient=True, disable=not scale.console.is_terminal) as progress:
         for name, query in progress.track(FILTERS.items(), description=f"{contender.name}: lists of {count} tickets"):
             path = f"/api/v1/tickets?limit=50&{query}"
             if name == "old page":
@@ -164,9 +250,9 @@ def _lists(contender: Callrouter, count: int, console: Console) -> list[dict[str
                 before = time.perf_counter()
                 contender.lab.get_bytes(path.replace(" ", "%20"))
                 times.append(1000 * (time.perf_counter() - before))
-            rows.append({"contender": contender.name, "tickets": count, "filter": name, **percentiles(times)})
-            console.print(f"  {name:<22} p50 {rows[-1]['p50']:6.1f}  p99 {rows[-1]['p99']:6.1f} ms")
-    return rows
+            row = {"contender": contender.name, "tickets": count, "filter": name, **percentiles(times)}
+            scale.keep("list", row)
+            scale.say(f"  {name:<22} p50 {row['p50']:6.1f}  p99 {row['p99']:6.1f} ms")
 
 
 def _far_back(contender: Callrouter) -> str:
@@ -182,8 +268,11 @@ def _judged(row: dict[str, Any]) -> Verdict:
 
 
 @contextmanager
-def _started(name: str, operators: int, **more: Any) -> Iterator[tuple[Contender, Crowd]]:
-    with leased_offset() as offset, running(name, offset, operators, **more) as contender:
+def _started(name: str, operators: int, *, wide: bool = False, **more: Any) -> Iterator[tuple[Contender, Crowd]]:
+    """`wide`: with more audio ports."""
+    if wide:
+        more["audio_ports"] = WIDE_AUDIO_PORTS
+    with leased_offset(wide=wide) as offset, running(name, offset, operators, **more) as contender:
         crowd = Crowd(contender)
         try:
             yield contender, crowd

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import report
-from bench.__main__ import RESULTS
 from bench.contenders import Callrouter, running
 from bench.figures import flat, percentiles
 from bench.load import Crowd, Load, save, wait_until
@@ -57,7 +56,7 @@ def main() -> int:
     given = parser.parse_args()
     end_as_by_ctrl_c()
     console = Console(highlight=False)
-    machine = described()
+    machine, results = described(), report.directory("soak")
     with leased_offset() as offset, running("callrouter", offset, 130) as contender:
         assert isinstance(contender, Callrouter)
         soak = Soak(contender, given.rate, given.hours * 3600)
@@ -69,9 +68,9 @@ def main() -> int:
             said = f"{soak.done} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
             said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
             kept = {"machine": machine, "said": said, "faults": faults, "samples": [asdict(one) for one in soak.samples]}
-            save(RESULTS / "soak.json", kept)
+            save(results / "soak.json", kept)
             console.print(said, markup=False)
-            _plot(soak.samples)
+            _plot(soak.samples, results)
     return 1 if faults else 0
 
 
@@ -187,7 +186,7 @@ def _told(sample: Sample) -> str:
     return f"MB: {memory}; 200 p99 {sample.answer_p99_ms:.1f} ms, rings p99 {sample.ring_p99_ms:.1f} ms"
 
 
-def _plot(samples: Sequence[Sample]) -> None:
+def _plot(samples: Sequence[Sample], results: Path) -> None:
     minutes = [one.at_s / 60 for one in samples]
     plots: tuple[tuple[str, str, str, list[Mapping[str, float]]], ...] = (
         ("soak-memory.png", "Memory", "MB", [one.memory_mb for one in samples]),
@@ -197,12 +196,12 @@ def _plot(samples: Sequence[Sample]) -> None:
     for file, title, unit, values in plots:
         names = values[0] if values else {}
         lines = {name: [(at, float(one[name])) for at, one in zip(minutes, values, strict=True)] for name in names}
-        report.curve(RESULTS / file, f"{title} while it soaks", "minutes", unit, lines)
+        report.curve(results / file, f"{title} while it soaks", "minutes", unit, lines)
     latency = {
         "INVITE → 200, p99": [(at, one.answer_p99_ms) for at, one in zip(minutes, samples, strict=True)],
         "last key → operator rings, p99": [(at, one.ring_p99_ms) for at, one in zip(minutes, samples, strict=True)],
     }
-    report.curve(RESULTS / "soak-latency.png", "Set-up while it soaks", "minutes", "ms", latency)
+    report.curve(results / "soak-latency.png", "Set-up while it soaks", "minutes", "ms", latency)
 
 
 if __name__ == "__main__":

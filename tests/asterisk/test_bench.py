@@ -1,6 +1,7 @@
 """Contenders of `make bench` on the real Asterisk: they take the same calls, and the measurement tells what they did."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -33,6 +34,20 @@ def measured(name: str, load: Load, *, ear: bool = False) -> Block:
             crowd.stop()
 
 
+def words(pid: int) -> list[str]:
+    """Its command."""
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def children(of: int, *command: str) -> list[int]:
+    """Ids of a process's children whose command has those words."""
+    found: list[int] = []
+    for listed in Path(f"/proc/{of}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            found += [pid for pid in map(int, listed.read_text().split()) if set(command) <= set(words(pid))]
+    return found
+
+
 @pytest.mark.parametrize("name", ["native", "fastagi"])
 async def test_a_peer_takes_the_call_and_records_it(name: str) -> None:
     block = await asyncio.to_thread(measured, name, replace(TALK, calls=6, rate=3, stay_ms=1500))
@@ -48,7 +63,7 @@ async def test_callrouter_is_measured_with_its_tickets() -> None:
     block = await asyncio.to_thread(measured, "callrouter", replace(SHORT, calls=6, rate=3, stay_ms=1500))
     assert (block.failed, block.wrong) == ([], [])
     assert set(block.cpu_ms) == {"asterisk", "daemon", "web", "supervisord"}
-    assert block.other_bytes > 500  # the journal
+    assert 500 < block.other_bytes < 50_000  # journal, tables and logs; not the size that a write-ahead log was made with
     assert block.memory_mb["daemon"] > 20
     wrong = await asyncio.to_thread(measured, "callrouter", replace(SHORT, calls=3, rate=3, stay_ms=1500, class_="fire"))
     assert len(wrong.wrong) == 3
@@ -61,6 +76,16 @@ async def test_late_packets_are_listened_for() -> None:
     assert block.ear["operator"] == 1.0
     assert block.ear["missing_share"] < 0.5
     assert 15 < block.ear["gap_p50_ms"] < 35
+
+
+async def test_a_listener_that_ended_is_a_failed_call_and_no_exception() -> None:
+    measuring = asyncio.create_task(asyncio.to_thread(measured, "native", replace(TALK, calls=8, rate=1, stay_ms=1500), ear=True))
+    (ear,) = await until(lambda: children(os.getpid(), "bench.ear"), "somebody listens", 60)
+    os.kill(ear, signal.SIGKILL)
+    block = await measuring
+    assert block.failed == ["the listening caller heard nothing (exit code -9): "]
+    assert block.ear == {}
+    assert len(block.invite_ms) == 8
 
 
 def expiries(contender: Callrouter) -> list[int]:
@@ -128,11 +153,6 @@ def test_however_many_runs_operators_keep_their_audio_ports(tmp_path: Path) -> N
         sipp.stop()
 
 
-def words(pid: int) -> list[str]:
-    """Its command."""
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-
-
 def there(*paths: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
@@ -141,16 +161,12 @@ async def test_a_bench_that_is_told_to_end_leaves_nothing_behind() -> None:
     command = [sys.executable, "-m", "bench", "--rounds", "1", "--calls", "50", "--only", "native"]
     bench = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)
 
-    def children(*command: str) -> list[int]:
-        pids = map(int, Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split())
-        return [pid for pid in pids if set(command) <= set(words(pid))]
-
     try:
-        (asterisk,) = await until(lambda: children("asterisk", "-f"), "its Asterisk runs", 60)
+        (asterisk,) = await until(lambda: children(bench.pid, "asterisk", "-f"), "its Asterisk runs", 60)
         directory = next(Path(word) for word in words(asterisk) if word.endswith("/asterisk.conf")).parents[2]
         assert directory.name.startswith("crb")
-        await until(lambda: children("sipp", "-sf"), "its SIPp runs", 60)
-        started = [*children("asterisk", "-f"), *children("sipp", "-sf")]
+        await until(lambda: children(bench.pid, "sipp", "-sf"), "its SIPp runs", 60)
+        started = [*children(bench.pid, "asterisk", "-f"), *children(bench.pid, "sipp", "-sf")]
     finally:
         bench.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):

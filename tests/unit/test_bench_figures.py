@@ -3,14 +3,31 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.figures import Spread, flat, judge, order, percentile, percentiles, pooled, ratio, slope, total_ms, verdicts, void
+from bench.figures import (
+    Spread,
+    flat,
+    highest,
+    judge,
+    left_out,
+    order,
+    percentile,
+    percentiles,
+    pooled,
+    ratio,
+    slope,
+    total_ms,
+    verdicts,
+    void,
+)
 from bench.meter import Meter, memory_mb
+from bench.report import directory, summary
 from bench.soak import Sample, leaks
 
 _TIMES = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
@@ -18,7 +35,8 @@ _TIMES = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 def block(contender: str, load: str = "short", turn: int = 0, **more: Any) -> dict[str, Any]:
     made = {"contender": contender, "load": load, "round": turn, "cpu_ms": {"asterisk": 10.0}, "ring_ms": [], "invite_ms": []}
-    return made | {"memory_mb": {"daemon": 80.0}, "busy_share": 0.5} | more
+    made |= {"memory_mb": {"daemon": 80.0}, "busy_share": 0.5, "failed": [], "wrong": [], "calls": 2, "foreign_share": 0.0}
+    return made | {"generator_ms": 5.0, "recording_bytes": 0.0, "other_bytes": 0.0} | more
 
 
 @given(_TIMES, st.floats(0.01, 1))
@@ -82,6 +100,64 @@ def test_verdicts_tell_each_missed_limit_and_nothing_unmeasured() -> None:
 def test_a_block_on_a_full_machine_is_void() -> None:
     assert not void(block("native", busy_share=0.90))
     assert void(block("native", busy_share=0.91))
+
+
+def test_a_block_with_failed_calls_does_not_count_and_is_named() -> None:
+    cheap = block("native", turn=1, cpu_ms={"asterisk": 1.0}, failed=["73 calls did not go as written: 480\nmore"])
+    blocks = [block("native"), cheap, block("native", turn=2, busy_share=0.95)]
+    blocks += [block("callrouter", turn=n, cpu_ms={"asterisk": 12.0}, invite_ms=[2.0, 3.0], ring_ms=[4.0]) for n in range(3)]
+    assert [bool(left_out(one)) for one in blocks] == [False, True, True, False, False, False]
+    found = {"machine": {"commit": "abc"}, "blocks": blocks, "ended": []}
+    text, code = summary(found, 12.0)
+    assert code == 2
+    assert "| native | 10.0 (10.0–10.0)" in text
+    assert "| callrouter | 12.0 (12.0–12.0) | 1.20 (1.20–1.20)" in text
+    assert "- native short (round 2): 73 calls did not go as written: 480\n" in text
+    assert "- native short (round 3): void, the machine was 95% busy\n" in text
+    assert "callrouter: tickets right: 6 of 6\n" in text
+    assert summary(found | {"blocks": [block("native"), *blocks[3:]]}, 12.0)[1] == 0
+
+
+def test_faults_of_callrouter_are_told_and_fail_the_run_and_so_does_its_end() -> None:
+    blocks = [block("native"), block("callrouter", invite_ms=[2.0, 3.0], wrong=["0811: class is fire"])]
+    text, code = summary({"machine": {}, "blocks": blocks, "ended": []}, 12.0)
+    assert code == 1
+    assert "callrouter: tickets right: 1 of 2\n" in text
+    assert "FAULT: callrouter, short, round 1: 1 faults, the first: 0811: class is fire" in text
+    ended = "callrouter, round 2, ended: AssertionError()"
+    text, code = summary({"machine": {}, "blocks": [block("native"), block("callrouter")], "ended": [ended]}, 12.0)
+    assert (code, f"FAULT: {ended}\n" in text) == (1, True)
+    failing = block("allari", failed=["0811: no operator's phone rang"])
+    text, code = summary({"machine": {}, "blocks": [block("native"), block("callrouter"), failing], "ended": []}, 12.0)
+    assert (code, "- allari short (round 1): 0811: no operator's phone rang" in text) == (0, True)
+
+
+@given(st.floats(0, 200))
+def test_the_highest_rate_is_found_to_a_tenth(knee: float) -> None:
+    tried: list[float] = []
+
+    def holds(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= knee
+
+    best, failing = highest(holds, 10, 160, 0.1)
+    assert len(tried) == len(set(tried)) <= 9
+    assert best <= knee
+    assert (best == 0) == (knee < 10)
+    assert (failing is None) == (knee >= 160)
+    if failing:
+        assert knee < failing
+        assert not best or failing <= 1.1 * best
+
+
+def test_results_of_a_run_stay_when_the_next_is_made(tmp_path: Path) -> None:
+    first = directory("bench", tmp_path)
+    (first / "bench.json").write_text("{}")
+    moved = first.rename(first.with_name("bench-20260101T000000"))
+    second = directory("bench", tmp_path)
+    assert (moved / "bench.json").exists()
+    assert (tmp_path / "bench").resolve() == second.resolve()
+    assert list(second.iterdir()) == []
 
 
 def test_growth_in_the_later_two_thirds_is_not_flat() -> None:
