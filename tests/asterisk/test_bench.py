@@ -48,7 +48,7 @@ def children(of: int, *command: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["native", "fastagi"])
+@pytest.mark.parametrize("name", ["native", "fastagi", "allari"])
 async def test_a_peer_takes_the_call_and_records_it(name: str) -> None:
     block = await asyncio.to_thread(measured, name, replace(TALK, calls=6, rate=3, stay_ms=1500))
     assert block.failed == []

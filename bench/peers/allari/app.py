@@ -7,10 +7,16 @@ subscribed to per object and no more than needed; no ticket is written.
 import logging
 import sys
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-import asyncari
+import httpx
+from asyncari.client import Client
+from asyncswagger11.http_client import ApiKeyAuthenticator, AsynchronousHttpClient
+
+_RING_S = 20
 
 
 class Pbx:
@@ -33,47 +39,93 @@ class Pbx:
         key, gone = anyio.Event(), anyio.Event()
         caller.on_event("ChannelDtmfReceived", lambda event: key.set())
         caller.on_event("StasisEnd", lambda event: gone.set())
-        bridge = await self._client.bridges.create(type="mixing")
         try:
-            await caller.answer()
-            await bridge.addChannel(channel=caller.id)
-            await bridge.record(name=caller.id, format="wav", ifExists="overwrite")
-            playing = await bridge.play(media=f"sound:{self._prompts}/greeting,sound:{self._prompts}/menu")
-            with anyio.move_on_after(self._wait_s):
-                await key.wait()
-            if key.is_set():
-                await playing.stop()
-            await self._talk(caller, bridge, gone)
-        except Exception as error:  # hung up meanwhile: asyncswagger11 lets httpx's errors through as they are
-            logging.info("call ended: %s", error)
-        finally:
-            await bridge.destroy()
+            bridge = await self._client.bridges.create(type="mixing")
+            try:
+                await self._menu(caller, bridge, key)
+                await bridge.startMoh()
+                while not gone.is_set():
+                    await self._ring(caller, bridge, gone)
+            finally:
+                await bridge.destroy()
+        except Exception:  # asyncswagger11 lets httpx's errors through as they are
+            if gone.is_set():
+                logging.info("hung up meanwhile", exc_info=True)
+            else:
+                logging.exception("call of %s failed", caller.id)
 
-    async def _talk(self, caller: Any, bridge: Any, gone: anyio.Event) -> None:
-        """Ring the operator who is free for longest, until the caller hangs up."""
-        await bridge.startMoh()
+    async def _menu(self, caller: Any, bridge: Any, key: anyio.Event) -> None:
+        await caller.answer()
+        await bridge.addChannel(channel=caller.id)
+        await bridge.record(name=caller.id, format="wav", ifExists="overwrite")
+        playing = await bridge.play(media=f"sound:{self._prompts}/greeting,sound:{self._prompts}/menu")
+        with anyio.move_on_after(self._wait_s):
+            await key.wait()
+        if key.is_set():
+            await playing.stop()
+
+    async def _ring(self, caller: Any, bridge: Any, gone: anyio.Event) -> None:
+        """Ring the operator who is free for longest. Returns when he did not answer, or when the caller has hung up."""
         await self._idle.acquire()
         name = self._free.popleft()
-        number = caller.json["caller"]["number"]
-        identity = f"op.{caller.id}"
-        answered = self._answered[identity] = anyio.Event()
+        identity = f"op.{name}.{caller.id}"
+        answered, ended = anyio.Event(), anyio.Event()
+        self._answered[identity] = answered
         try:
             operator = await self._client.channels.originateWithId(
-                channelId=identity, endpoint=f"PJSIP/{name}", app="bench", appArgs="operator", callerId=number, timeout=20
+                channelId=identity,
+                endpoint=f"PJSIP/{name}",
+                app="bench",
+                appArgs="operator",
+                callerId=caller.json["caller"]["number"],
+                timeout=_RING_S,
             )
-            await answered.wait()
-            await bridge.stopMoh()
-            await bridge.addChannel(channel=operator.id)
-            await gone.wait()
-            await operator.hangup()
+            operator.on_event("ChannelDestroyed", lambda event: ended.set())
+            try:
+                with anyio.move_on_after(_RING_S):
+                    await _first(answered, ended, gone)
+                if answered.is_set() and not gone.is_set():
+                    await bridge.stopMoh()
+                    await bridge.addChannel(channel=operator.id)
+                    await gone.wait()
+            finally:
+                if not ended.is_set():
+                    with suppress(httpx.HTTPStatusError):  # he was faster
+                        await operator.hangup()
         finally:
             del self._answered[identity]
             self._free.append(name)
             self._idle.release()
 
 
+async def _first(*events: anyio.Event) -> None:
+    """Returns when one of them is set."""
+    async with anyio.create_task_group() as waiting:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            waiting.cancel_scope.cancel()
+
+        for event in events:
+            waiting.start_soon(wait, event)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """As `asyncari.connect`, which leaves three connections for all calls at once."""
+    http = AsynchronousHttpClient(auth=ApiKeyAuthenticator("127.0.0.1", "bench:bench"))
+    await http.session.aclose()
+    http.session = httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=100, max_keepalive_connections=100))
+    try:
+        async with anyio.create_task_group() as tasks, Client(tasks, url, "bench", http) as client:
+            yield client
+            tasks.cancel_scope.cancel()
+    finally:
+        await http.close()
+
+
 async def main(port: int, prompts: str, wait_s: float, operators: list[str]) -> None:
-    async with asyncari.connect(f"http://127.0.0.1:{port}/", "bench", "bench", "bench") as client:
+    async with connected(f"http://127.0.0.1:{port}/") as client:
         print("ready", flush=True)
         await Pbx(client, prompts, wait_s, operators).run()
 
