@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SECRETS = ("ari", "ami_daemon", "ami_console", "test_call")
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un
 _ASTERISK_MIN = (22, 10)
 _ANSWER_S = 10.0
+_AGAIN_S = 0.05
 _MEMBER_STATES = {
     "Not in use": "ready",
     "Busy": "in a call",
@@ -124,7 +126,19 @@ def write_operators(settings: Settings, profile: Profile, phones: Sequence[Phone
 def reload(settings: Settings) -> bool:
     """Make the running Asterisk read the operators again; False when none runs here, or it is wedged."""
     # Single modules: a whole `core reload` locks PJSIP.
-    return all(cli(settings, f"module reload {module}") is not None for module in ("res_pjsip.so", "app_queue.so"))
+    return all(_reloaded(settings, module) for module in ("res_pjsip.so", "app_queue.so"))
+
+
+def _reloaded(settings: Settings, module: str) -> bool:
+    """It is told again while somebody else's reload goes on: Asterisk then only says so, and does nothing."""
+    deadline = time.monotonic() + _ANSWER_S
+    while (said := cli(settings, f"module reload {module}")) is not None:
+        if "already in progress" not in said:
+            return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_AGAIN_S)
+    return False
 
 
 def cli(settings: Settings, command: str, seconds: float = _ANSWER_S) -> str | None:

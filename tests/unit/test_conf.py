@@ -344,6 +344,19 @@ def test_an_asterisk_without_the_journals_module_is_refused(tmp_path: Path) -> N
         conf.refuse_unfit(an_asterisk(tmp_path, "Asterisk 22.10.1", with_cdrel=False))
 
 
+def test_an_asterisk_that_is_reading_other_files_again_is_told_until_it_listens(here: Settings, tmp_path: Path) -> None:
+    """It answers so, with exit code 0, to a reload that comes during another one, and forgets it."""
+    binary, told = an_asterisk(tmp_path, "Asterisk 22.10.1"), tmp_path / "told"
+    busy = "A module reload request is already in progress; please be patient"
+    binary.write_text(
+        f'#!/bin/sh\necho "$4" >>{told}\n[ "$(wc -l <{told})" -lt 3 ] && echo "{busy}" || echo "Module reloaded successfully."\n'
+    )
+    (here.state / "run").mkdir(parents=True)
+    (here.state / "run" / "asterisk.ctl").touch()
+    assert conf.reload(here.model_copy(update={"asterisk": binary})) is True
+    assert told.read_text().split("\n")[:-1] == ["module reload res_pjsip.so"] * 3 + ["module reload app_queue.so"]
+
+
 def test_an_asterisk_that_does_not_answer_stops_nobody(here: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Wedged, it reads the operators when it is started anew."""
     monkeypatch.setattr(conf, "_ANSWER_S", 0.2)
