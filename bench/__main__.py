@@ -62,6 +62,8 @@ def _blocks_of(name: str, turn: int, loads: list[Load], shown: Progress, bar: Ta
             for load in loads:
                 shown.update(bar, description=f"round {turn + 1}: {name}, {load.name}", total=load.calls, completed=0)
                 yield measure(contender, crowd, load, turn, progress=lambda calls: shown.update(bar, completed=calls))
+            if found := contender.unexplained():
+                raise RuntimeError(found)
         finally:
             crowd.stop()
 

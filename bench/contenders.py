@@ -73,6 +73,10 @@ class Contender(ABC):
         Of `mute` calls the recording holds the prompts alone: how much of the call that is tells nothing.
         """
 
+    def unexplained(self) -> str:
+        """What reconciliation of all its records finds; a contender with one kind of records or none has nothing to compare."""
+        return ""
+
     @abstractmethod
     def stop(self) -> None: ...
 
@@ -249,6 +253,10 @@ class Callrouter(Contender):
         recorded = ("ok", "partial") if mute else ("ok",)
         told = [(call, _wrong(call, tickets.get(call.sip_call_id, []), class_, recorded)) for call in calls]
         return [f"{call.number}: {said}" for call, said in told if said]
+
+    def unexplained(self) -> str:
+        done = self.lab.callrouter("report", "reconcile")
+        return "" if done.returncode == 0 else f"report reconcile: {done.stdout[-1000:]}{done.stderr[-1000:]}"
 
     def stop(self) -> None:
         self._held.close()

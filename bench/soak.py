@@ -113,6 +113,8 @@ class Soak:
                 console.print(f"{self.done} calls, {len(self.faults)} faults; {_told(self.samples[-1])}", markup=False)
         if (rows := self.contender.rows()) != self.done:
             self.faults.append(f"{rows} calls in the database, {self.done} were made")
+        if found := self.contender.unexplained():
+            self.faults.append(found)
         time.sleep(self._every_s)
         last = self._sample([], self.done)
         if last.channels or last.audio_ports:

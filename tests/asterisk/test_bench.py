@@ -70,6 +70,25 @@ async def test_callrouter_is_measured_with_its_tickets() -> None:
     assert all("class is medical" in said for said in wrong.wrong)
 
 
+def reconciled() -> tuple[str, str]:
+    """What reconciliation finds after a block, and what once the calls' records are gone."""
+    with leased_offset() as offset, running("callrouter", offset, 12) as contender:
+        crowd = Crowd(contender)
+        try:
+            measure(contender, crowd, replace(SHORT, calls=4), operators=12, idle_s=0.2)
+        finally:
+            crowd.stop()
+        found = contender.unexplained()
+        (contender.settings.state / "cdr" / "cdr.csv").write_text("")
+        return found, contender.unexplained()
+
+
+async def test_after_each_contender_its_records_must_add_up() -> None:
+    whole, without = await asyncio.to_thread(reconciled)
+    assert whole == ""
+    assert "CDR" in without
+
+
 async def test_late_packets_are_listened_for() -> None:
     block = await asyncio.to_thread(measured, "native", replace(TALK, calls=8, rate=1, stay_ms=1500), ear=True)
     assert block.failed == []
