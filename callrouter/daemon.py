@@ -14,7 +14,6 @@ import fcntl
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -139,6 +138,7 @@ class Daemon:
             "journal": self._journal(),
             "disk": self.disk.status(),
             "recordings": self.upkeep.status(),
+            "reconciliation": self.reconciliation.status(),
             "daemon": self._itself(),
         }
 
@@ -147,11 +147,8 @@ class Daemon:
         return pulse if parts.ok else parts
 
     def _journal(self) -> Component:
-        """With the last night's reconciliation told, where it did not add up."""
-        journal, emergency, nightly = self.ledger.status(), self.emergency.status(), self.reconciliation.status()
-        if journal.ok and not emergency.ok:
-            journal = emergency
-        return journal if nightly.ok else replace(journal, detail=f"{journal.detail}; {nightly.detail}")
+        journal, emergency = self.ledger.status(), self.emergency.status()
+        return emergency if journal.ok and not emergency.ok else journal
 
     async def _listen(self, runner: web.AppRunner) -> None:
         """Health and metrics. Calls do not wait for their port, which somebody else may have for a while."""

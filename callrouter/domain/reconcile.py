@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, RECONCILIATION, TRUNK
 from callrouter.domain.pairing import NEAR_S, matched, paired
-from callrouter.domain.witness import Cdr, Row, Witnesses, began
+from callrouter.domain.witness import Cdr, Row, Told, Witnesses, began
 
 SETTLE_S = 15.0  # what is younger may not be written everywhere yet
 _JUDGED_S = 60.0  # a recording is judged by then, if upkeep runs
 HEARD_S = 1.0  # around a call's arrival the trace must have listened
 _ANSWER_S = 40.0  # an INVITE is answered or given up by then (RFC 3261 timer B: 32 s)
+_JOINED_S = 1.0  # a CDR begins in the instant in which its channel does
+ANSWERED_S = 180.0  # an INVITE answered later is not recorded as answered
 _QUIET_S = 60.0  # MixMonitor writes every 2 s while the call lives
 
 
@@ -146,6 +148,10 @@ def _invites(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Sectio
             known = any(abs(at - one.at) < NEAR_S for at in nameless)
             mend = REBUILD if killed and not known else ""
             found.append(Finding("invite without call", name, "an INVITE came, and there is no call", mend))
+    for one in w.answers:
+        if w.since <= one.at < w.until and _listened(w, one.at - ANSWERED_S, one.at):
+            text = f"the SIP trace has our answer ({one.code}) to an INVITE, and not the INVITE"
+            found.append(Finding("answer without invite", one.sip_call_id, text))
     same = defaultdict[str, list[Row]](list)
     for row in calls:
         same[row.sip_call_id].append(row)
@@ -199,6 +205,8 @@ def _cdrs(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Section:
         records = w.cdrs.get(row.call_id)
         if records:
             over = w.now - records[-1].ended_at > SETTLE_S and row.call_id not in w.unread
+            if row.ended_from == JOURNAL and (gone := _gone(row, records, w.journal.get(row.call_id))):
+                found.append(Finding("cdr not whole", row.call_id, f"Asterisk's CDR does not have {gone}"))
             if row.ended_from in (None, CUT) and over:
                 text = "the CDR knows how the call ended, the database does not"
                 found.append(Finding("call without end", row.call_id, text, CONCLUDE))
@@ -213,6 +221,17 @@ def _cdrs(w: Witnesses, calls: Sequence[Row], found: list[Finding]) -> Section:
             found.append(Finding("call without cdr", row.call_id, "Asterisk's CDR does not have this call"))
     total.edges(w, callers, w.cdrs, "CDR of just before or after this period", "CDR")
     return total.end(_CALLS, "calls")
+
+
+def _gone(row: Row, records: Sequence[Cdr], told: Told | None) -> str:
+    """What a whole CDR of this call would have: it begins with the channel, and knows each who answered. Between two that ring
+    in turn nothing is recorded, nor while nobody rings: of that nothing can be said."""
+    if min(one.started_at for one in records) > row.arrived_at + _JOINED_S:
+        return "its beginning"
+    talked = {one.other.partition("/")[2].rpartition("-")[0] for one in records if one.disposition == "ANSWERED"}
+    story = told.call.story if told is not None and told.call is not None else ()
+    missing = sorted({who for _, what, who in story if what == "answered"} - talked)
+    return f"the talk with {missing[0]}" if missing else ""
 
 
 def _own(call_id: str, records: Sequence[Cdr], w: Witnesses) -> bool:

@@ -113,6 +113,7 @@ class Witnesses:
     tickets_alone: Collection[str] = ()  # numbers of tickets without a call
     numbering: Sequence[Numbering] = ()
     invites: Sequence[Invite] = ()
+    answers: Sequence[Invite] = ()  # of which the trace has the answer alone; `at`: that of the answer
     listening: Sequence[Interval] = ()
     cdrs: Mapping[str, Sequence[Cdr]] = field(default_factory=dict)
     journal: Mapping[str, Told] = field(default_factory=dict)

@@ -64,7 +64,7 @@ class Reconciliation:
         self.mended = 0
 
     def status(self) -> Component:
-        """Not ok: the last night's reconciliation found what nothing explains, and could not mend it."""
+        """Not ok: the last night's reconciliation found what nothing explains, and could not mend it, or it failed."""
         return self._health.status()
 
     def collect(self) -> Iterable[Metric]:
@@ -86,11 +86,13 @@ class Reconciliation:
             except AWAY as error:
                 log.warning("reconciliation put off", reason=error_text(error))
                 continue
+            except Exception:
+                self._health.set(False, "the night's reconciliation failed: see the log")
+                raise
             due = next_night(now, self._profile.zone)
 
     async def night(self, now: datetime) -> None:
         """One night's work."""
-        self._health.set(False, "the night's reconciliation goes on, or failed: see the log")
         report, mended = await self.mend((now - _SPAN).timestamp(), now.timestamp())
         self.findings, self.mended = len(report.findings), self.mended + len(mended)
         for one in mended:
@@ -212,7 +214,7 @@ class Reconciliation:
             for path in (state / "journal" / "cel.csv", state / "emergency" / "cel.csv")
             for call_id in told(path, first, last, read)[0]
         }
-        invites, listening = siptrace.read(state / "sip", first, last)
+        trace = siptrace.read(state / "sip", first, last)
         cdrs: dict[str, list[Cdr]] = {}
         for one in cdr.read(state / "cdr" / "cdr.csv", first, last):
             if one.channel.startswith(TRUNK):
@@ -224,8 +226,9 @@ class Reconciliation:
             emergency=emergency,
             unread=unread,
             boots=sorted((*boots, *more)),
-            invites=sorted(invites, key=lambda one: one.at),
-            listening=listening,
+            invites=sorted(trace.invites, key=lambda one: one.at),
+            answers=trace.answers,
+            listening=trace.listening,
             cdrs=cdrs,
             recordings=recordings,
             strange_files=strange,

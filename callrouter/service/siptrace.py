@@ -13,11 +13,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from callrouter.asterisk.hep import Packet, Sip
+from callrouter.domain.reconcile import ANSWERED_S
 from callrouter.domain.witness import Interval, Invite
 
 FILE_MAX = 256 << 20  # bytes a day: a million INVITEs. A flood beyond it ends the listening, and the report says so
@@ -25,7 +26,7 @@ _EVERY_S = 1.0
 _ALIVE_S = 10.0  # at least one record in this time, or the daemon was away
 _UNHEARD_S = 0.1  # what came so lately may wait to be read
 _STUCK_S = 2.0  # the event loop did not run, or the clock went back, for so long
-_KNOWN_S, _KNOWN_MAX = 180.0, 20_000
+_KNOWN_MAX = 20_000
 _PENDING_MAX = 20_000
 _HEADER_MAX = 1024
 
@@ -98,7 +99,7 @@ class SipTrace:
         self._known.pop(key, None)
         self._known[key] = invite
         self._last[key[0]] = key
-        while self._known and (len(self._known) > _KNOWN_MAX or now - next(iter(self._known.values())).at > _KNOWN_S):
+        while self._known and (len(self._known) > _KNOWN_MAX or now - next(iter(self._known.values())).at > ANSWERED_S):
             old, _ = self._known.popitem(last=False)
             if self._last.get(old[0]) == old:
                 del self._last[old[0]]
@@ -143,9 +144,18 @@ class SipTrace:
                 path.unlink(missing_ok=True)
 
 
-def read(directory: Path, since: float, until: float) -> tuple[list[Invite], list[Interval]]:
-    """INVITEs that came in that time (epoch seconds), and when the trace was listening in it."""
+class Trace(NamedTuple):
+    """What a trace tells of a time; `answers`: those whose INVITE it does not have, `at` being the answer's time."""
+
+    invites: list[Invite]
+    answers: list[Invite]
+    listening: list[Interval]
+
+
+def read(directory: Path, since: float, until: float) -> Trace:
+    """Of that time (epoch seconds)."""
     invites: dict[tuple[str, str], Invite] = {}
+    answers = list[Invite]()
     intervals: list[Interval] = []
     open_since: float | None = None
     last = 0.0
@@ -162,23 +172,25 @@ def read(directory: Path, since: float, until: float) -> tuple[list[Invite], lis
             elif record["kind"] == "listen":
                 open_since = at
             last = at if open_since is None else max(last, at)
-            _merge(invites, record)
+            if record["kind"] in ("invite", "answer"):
+                _merge(invites, answers, record)
     if open_since is not None:
         intervals.append(Interval(open_since, last))
-    return (
+    return Trace(
         [one for one in invites.values() if since <= one.at < until],
+        [one for one in answers if since <= one.at < until],
         [Interval(max(since, a), min(until, b)) for a, b in intervals if a < until and b >= since],
     )
 
 
-def _merge(invites: dict[tuple[str, str], Invite], record: Mapping[str, Any]) -> None:
-    if record["kind"] not in ("invite", "answer"):
-        return
+def _merge(invites: dict[tuple[str, str], Invite], answers: list[Invite], record: Mapping[str, Any]) -> None:
     key = (str(record["call_id"]), str(record["tag"]))
     known = invites.get(key)
     if record["kind"] == "answer":
         if known is not None:
             invites[key] = known._replace(code=int(record["code"]))
+        else:
+            answers.append(Invite(float(record["at"]), *key, "", False, code=int(record["code"])))
         return
     identity, sender, privacy = (str(record.get(name, "")) for name in ("identity", "sender", "privacy"))
     source, authorized = str(record.get("source", "")), record.get("authorized") is True

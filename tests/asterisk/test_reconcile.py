@@ -19,10 +19,12 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from callrouter.asterisk.conf import secret
+from callrouter.daemon import Daemon
 from callrouter.domain.reconcile import HEARD_S, SETTLE_S
 from callrouter.phone import Dialog
 from callrouter.service.reconciliation import Reconciliation, next_night
 from callrouter.store import schema
+from callrouter.web.health import ready_body
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
@@ -238,6 +240,31 @@ def test_a_row_missing_from_any_source_is_found(damaged: Day, source: Callable[[
     assert code == (1 if body["findings"] else 0)
 
 
+@pytest.mark.parametrize(
+    ("file", "record", "call", "kind"),
+    [
+        *(
+            ("journal/cel.csv", rf'"{one}","[\d.]+","CALL"', "answered", "journal differs")
+            for one in ("CHAN_START", "ANSWER", "CALL", "CLASS", "ROUTE", "BRIDGE_ENTER", "HANGUP")
+        ),
+        ("journal/cel.csv", r'"CHAN_END","[\d.]+","CALL"', "answered", "journal without end"),
+        ("cdr/cdr.csv", '"CALL"', "ended by operator", "cdr not whole"),
+    ],
+)
+def test_a_single_record_missing_from_any_source_is_found(damaged: Day, file: str, record: str, call: str, kind: str) -> None:
+    """Of a call that has more of them there. Of the SIP trace, which must have listened for minutes:
+    `tests/service/test_reconciliation.py`."""
+    name = damaged.ids[call]
+    path = damaged.state / file
+    lines = path.read_text().splitlines(keepends=True)
+    pattern = re.compile(re.sub('CALL"$', re.escape(name) + '"', record))
+    lines.remove(next(one for one in lines if pattern.match(one)))
+    path.write_text("".join(lines))
+    for options in ((), ("--mend",)):
+        code, body = reconcile(damaged.lab, *options)
+        assert (code, [(one["kind"], one["name"]) for one in body["findings"]]) == (1, [(kind, name)])
+
+
 def test_a_file_without_audio_is_no_recording(damaged: Day) -> None:
     """As a killed Asterisk leaves it: the header alone. Upkeep called it missing."""
     call_id = damaged.ids["answered"]
@@ -339,8 +366,27 @@ async def test_the_night_mends_and_tells_what_it_cannot(damaged: Day) -> None:
     assert damaged.ticket(call_id)["outcome"] == "abandoned_ivr"
     assert service.mended >= 1
     assert service.findings == 1  # the number of the ticket that is gone
-    assert not service.status().ok
-    assert "1 differences" in service.status().detail
+
+
+async def test_a_difference_that_stays_degrades_the_stack_until_a_night_adds_up(damaged: Day) -> None:
+    call_id = damaged.ids["menu"]
+    _cdr(damaged, call_id)
+    daemon = Daemon(damaged.lab.stack.settings, damaged.lab.stack.profile)
+
+    async def told() -> tuple[str, str | None]:
+        """Status and why, of a daemon in which all else is well."""
+        found = {name: one for name, one in (await daemon.components()).items() if name == "reconciliation"}
+        body = json.loads(json.dumps(ready_body(found)))
+        return body["status"], body["components"]["reconciliation"]["detail"]
+
+    try:
+        assert await told() == ("ready", "runs each night")
+        await daemon.reconciliation.night(datetime.now(UTC))
+        assert await told() == ("degraded", "1 differences that nothing explains: `callrouter report reconcile`")
+        await daemon.reconciliation.night(datetime.now(UTC) + timedelta(days=3))
+        assert await told() == ("ready", "adds up; 0 mended")
+    finally:
+        await daemon.database.dispose()
 
 
 @pytest.mark.parametrize(("now", "due"), [("2026-09-21T19:09:59Z", "2026-09-21"), ("2026-09-21T19:10:00Z", "2026-09-22")])

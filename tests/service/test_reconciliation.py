@@ -178,3 +178,32 @@ async def test_a_record_of_the_journal_that_is_gone_is_missed(desk: Desk, fate: 
     assert seen == own | queued | talked | ({"BRIDGE_EXIT"} if fate == "answered" else set()) | (
         {"OUTSIDE"} if fate == "overflowed_external" else set()
     )
+
+
+async def test_a_line_of_the_sip_trace_that_is_gone_is_missed(desk: Desk) -> None:
+    """Of an INVITE that was refused, and so made no call."""
+    desk.trace((BEGIN + 1, "refused@phone"))
+    (path,) = (desk.state / "sip").iterdir()
+    lines = path.read_text().replace('"code": 200', '"code": 488').splitlines(keepends=True)
+    for without, kind in ((None, None), (1, "answer without invite"), (2, "invite without call")):
+        path.write_text("".join(one for n, one in enumerate(lines) if n != without))
+        left, _ = await desk.mend()
+        assert left == ({kind: {"refused@phone"}} if kind else {})
+
+
+async def test_a_record_of_the_cdr_that_is_gone_is_missed(desk: Desk) -> None:
+    """The caller talked with one operator, was left, and waited: two records, of which either may be gone."""
+    told = [line(one) for one in events(0)]
+    append(desk.journal, b"".join(told))
+    await follow(desk.database, desk.journal, len(told))
+    path = desk.state / "cdr" / "cdr.csv"
+    for at, ended_after, talked, gone in (
+        (BEGIN, 18, True, None),
+        (BEGIN + 18, 2.01, False, "its beginning"),
+        (BEGIN, 20.01, False, f"the talk with {OPERATOR}"),
+    ):
+        path.unlink(missing_ok=True)
+        desk.cdr(0, ended_after, talked=talked, at=at)
+        report = await desk.service.report(*SPAN)
+        texts = [one.text for one in report.findings if one.kind == "cdr not whole"]
+        assert texts == ([f"Asterisk's CDR does not have {gone}"] if gone else [])
