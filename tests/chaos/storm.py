@@ -17,7 +17,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,32 +75,37 @@ class Verdict:
 
 class Storm:
     def __init__(self, lab: Lab, seed: int, seconds: float, postgresql: PostgresServer | None) -> None:
-        self._lab, self._seconds = lab, seconds
+        self.lab, self._seed, self._seconds = lab, seed, seconds
         self._rng = random.Random(seed)
         self._crowd = Crowd(lab.server, random.Random(seed + 1))
         self._scene = Scene(lab, self._crowd, postgresql)
         self._plan = schedule(seed, seconds)
         self._faults: list[asyncio.Task[None]] = []
-        self.verdict = Verdict(seed, seconds, faults={name: dict.fromkeys(PHASES, 0) for name in FAULTS})
+        self._struck = {name: dict.fromkeys(PHASES, 0) for name in FAULTS}
 
-    async def run(self) -> Verdict:
+    async def rage(self) -> None:
+        """Until the last call is over."""
         telling = asyncio.create_task(self._tell())
         try:
             for queue, (count, ring_s, hold) in _STAFF.items():
-                accounts = [(user, password) for _, user, password in await self._lab.add_operators(count, queue)]
+                accounts = [(user, password) for _, user, password in await self.lab.add_operators(count, queue)]
                 await self._crowd.add_operators(accounts, ring_s=ring_s, hold=hold)
             await asyncio.gather(self._citizens(), self._break_things())
             await asyncio.gather(*self._faults)
             await self._crowd.over(120)
-            await self._lab.ready(40)
-            await self._judge(await self._reconcile())
-            if self._seconds >= _COVERED_S:
-                self.verdict.wrong += holes(self.verdict.faults)
+            await self.lab.ready(40)
         finally:
             for task in (telling, *self._faults):
                 task.cancel()
             await self._crowd.close()
-        return self.verdict
+
+    async def judge(self) -> Verdict:
+        """What it came to. What the witnesses prove is mended, after it was counted."""
+        verdict = Verdict(self._seed, self._seconds, faults=self._struck)
+        await self._judge(verdict, await self._reconcile(verdict))
+        if self._seconds >= _COVERED_S:
+            verdict.wrong += holes(verdict.faults)
+        return verdict
 
     async def _citizens(self) -> None:
         end = time.monotonic() + self._seconds
@@ -129,7 +135,7 @@ class Storm:
             await asyncio.sleep(max(0.0, began + planned.at_s - time.monotonic()))
             target = await self._target(planned)
             for phase in PHASES:
-                self.verdict.faults[planned.fault][phase] += len(self._crowd.in_phase(phase))
+                self._struck[planned.fault][phase] += len(self._crowd.in_phase(phase))
             self._faults.append(asyncio.create_task(FAULTS[planned.fault](self._scene, target)))
             print(f"{time.monotonic() - began:6.1f} s: {planned.fault}, {planned.phase}", flush=True)
             if planned.fault in ALONE:
@@ -137,7 +143,7 @@ class Storm:
 
     async def _tell(self) -> None:
         """What callers saw who hung up a while ago, for whoever watches: the verdict comes at the end."""
-        limit_s = self._lab.stack.profile.limits.max_silence_s
+        limit_s = self.lab.stack.profile.limits.max_silence_s
         told = 0
         while True:
             await asyncio.sleep(_TELL_S)
@@ -149,7 +155,7 @@ class Storm:
                 for wrong in [] if self._cut_at(citizen) is not None else await asyncio.to_thread(self._heard_by, citizen, limit_s):
                     print(f"     {citizen.call_id} ({citizen.script.what}): {wrong}", flush=True)
 
-    async def _reconcile(self) -> dict[str, list[dict[str, Any]]]:
+    async def _reconcile(self, verdict: Verdict) -> dict[str, list[dict[str, Any]]]:
         """Every witness (SIP trace, CDR, journal, recordings, tickets) tells of the same calls, before anything is mended. The
         tickets afterwards, by SIP Call-ID."""
         before, after = await self._page(), await self._page("--mend")
@@ -161,13 +167,13 @@ class Storm:
         for kind, name in dict.fromkeys([*found, *mended]):
             citizen, done = of_name.get(name), mended.get((kind, name))
             if kind in _UNWRITTEN and citizen is not None and done is not None and self._died_with(citizen):
-                self.verdict.mended[kind] = self.verdict.mended.get(kind, 0) + 1
+                verdict.mended[kind] = verdict.mended.get(kind, 0) + 1
             else:
-                self.verdict.wrong.append(f"reconcile: {kind} {name}" + (f" ({done})" if done else ""))
+                verdict.wrong.append(f"reconcile: {kind} {name}" + (f" ({done})" if done else ""))
         return tickets
 
     async def _page(self, *options: str) -> Any:
-        done = await asyncio.to_thread(self._lab.callrouter, "report", "reconcile", "--json", *options)
+        done = await asyncio.to_thread(self.lab.callrouter, "report", "reconcile", "--json", *options)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
@@ -176,7 +182,7 @@ class Storm:
         numbers, cursor = set[str](), list[str]()
         while True:
             done = await asyncio.to_thread(
-                self._lab.callrouter, "ticket", "list", "--outcome", "lost", "--limit", "500", "--json", *cursor
+                self.lab.callrouter, "ticket", "list", "--outcome", "lost", "--limit", "500", "--json", *cursor
             )
             page = json.loads(done.stdout)
             numbers |= {one["number"] for one in page["items"]}
@@ -192,8 +198,8 @@ class Storm:
             await asyncio.sleep(0.05)
         return None
 
-    async def _judge(self, tickets: dict[str, list[dict[str, Any]]]) -> None:
-        verdict, limit_s = self.verdict, self._lab.stack.profile.limits.max_silence_s
+    async def _judge(self, verdict: Verdict, tickets: dict[str, list[dict[str, Any]]]) -> None:
+        limit_s = self.lab.stack.profile.limits.max_silence_s
         verdict.tickets = sum(map(len, tickets.values()))
         for citizen in self._crowd.citizens:
             verdict.callers += 1
@@ -308,7 +314,7 @@ class Storm:
 
         def found() -> dict[str, list[dict[str, Any]]] | None:
             tickets: dict[str, list[dict[str, Any]]] = {}
-            for one in self._lab.all_tickets():
+            for one in self.lab.all_tickets():
                 call_id = one["call"]["sip_call_id"] or call_ids.get(one["caller"]["number"], "")
                 tickets.setdefault(call_id, []).append(one)
             over = all(one["call"]["ended_at"] and one["recording"]["state"] for of_call in tickets.values() for one in of_call)
@@ -347,15 +353,23 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print("every call is accounted for" if not verdict.wrong else f"{len(verdict.wrong)} findings")
 
 
-async def storm(directory: Path, offset: int, seed: int, seconds: float, *, on_postgresql: bool = False) -> Verdict:
-    """A stack of its own under a storm."""
+@asynccontextmanager
+async def storm(directory: Path, offset: int, seed: int, seconds: float, *, on_postgresql: bool = False) -> AsyncIterator[Storm]:
+    """A stack of its own, as a storm left it."""
     with server_of_our_own() if on_postgresql else nullcontext() as server:
         url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://") if server else None
         stack = make_stack(directory, offset, quicker, url)
         try:
-            return await Storm(await start(stack), seed, seconds, server).run()
+            over = Storm(await start(stack), seed, seconds, server)
+            await over.rage()
+            yield over
         finally:
             await asyncio.to_thread(stack.down, 0)
+
+
+async def _verdict(directory: Path, offset: int, seed: int, seconds: float, *, on_postgresql: bool) -> Verdict:
+    async with storm(directory, offset, seed, seconds, on_postgresql=on_postgresql) as over:
+        return await over.judge()
 
 
 def main() -> int:
@@ -370,7 +384,7 @@ def main() -> int:
     directory.mkdir(parents=True)
     with leased_offset() as offset:
         on_postgresql = arguments.database == "postgresql"
-        verdict = asyncio.run(storm(directory, offset, arguments.seed, 60 * arguments.minutes, on_postgresql=on_postgresql))
+        verdict = asyncio.run(_verdict(directory, offset, arguments.seed, 60 * arguments.minutes, on_postgresql=on_postgresql))
     (directory / "verdict.json").write_text(json.dumps(asdict(verdict), indent=2))
     show(verdict, Console())
     return 1 if verdict.wrong else 0
