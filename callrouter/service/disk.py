@@ -21,8 +21,7 @@ log = structlog.get_logger(__name__)
 RESERVE = 64 << 20
 LOW = 512 << 20
 SPARE = 256 << 20  # the recordings that are being made may still grow, by 4.8 MB a second with 300 calls
-_LOOK_S = 1.0
-_SILENT_S = 2.5  # since the end of the last look: told as not well
+_LOOK_S, _ANSWER_S = 1.0, 1.5  # longer without an answer: told as not well
 
 
 class Disk:
@@ -32,21 +31,22 @@ class Disk:
         self._state, self._reserve = state, state / "journal.reserve"
         self._record, self._recording = record, True
         self._told: bool | None = None  # as Asterisk knows it; at first, what the last daemon told it is not known
-        self._looked = time.monotonic()
+        self._asked: float | None = None  # time.monotonic() at the beginning of a look that is not over yet
         self._health = Health()
 
     def status(self) -> Component:
-        if (silent_s := time.monotonic() - self._looked) > _SILENT_S:
+        if self._asked is not None and (silent_s := time.monotonic() - self._asked) > _ANSWER_S:
             self._health.set(False, f"{self._state}: the disk has not answered for {silent_s:.0f} s")
         return self._health.status()
 
     async def run(self) -> None:
         while True:
+            self._asked = time.monotonic()
             try:
                 await asyncio.to_thread(self.look)  # a stalled disk must not stop the event loop
             except OSError as error:
                 self._health.set(False, f"{self._state}: {error.strerror}")
-            self._looked = time.monotonic()
+            self._asked = None
             if not (self._recording and self._told):  # again and again while it is off: an Asterisk that starts anew records
                 await asyncio.to_thread(self._tell)
             await asyncio.sleep(_LOOK_S)
