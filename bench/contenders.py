@@ -33,6 +33,7 @@ from sqlalchemy.engine import make_url
 from callrouter.asterisk import conf
 from callrouter.asterisk.prompts import render_prompts
 from callrouter.config import ROOT, Settings
+from callrouter.domain.reconcile import SETTLE_S
 from callrouter.profile import load_profile
 from callrouter.service.operators import REALM
 from callrouter.store import people, schema
@@ -255,6 +256,7 @@ class Callrouter(Contender):
         return [f"{call.number}: {said}" for call, said in told if said]
 
     def unexplained(self) -> str:
+        time.sleep(SETTLE_S + 1)  # calls that ended a moment ago are not judged
         done = self.lab.callrouter("report", "reconcile")
         return "" if done.returncode == 0 else f"report reconcile: {done.stdout[-1000:]}{done.stderr[-1000:]}"
 
