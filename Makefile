@@ -34,7 +34,7 @@ down: $(VENV)  ## refuse new calls, let those inside end for DRAIN=10 seconds, t
 status: $(VENV)  ## what runs, since when, and whether it is ready
 	@.venv/bin/python -m tools.stack status
 
-test: setup  ## all tests, on the real Asterisk, PostgreSQL and SIPp; most wait for calls, so WORKERS=3 do so side by side
+test: setup $(BENCH)  ## all tests, on the real Asterisk, PostgreSQL and SIPp; most wait for calls, so WORKERS=3 do so side by side
 	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 chaos: setup  ## random faults under calls for MINUTES=2, SEED=112, DATABASE=sqlite; every caller's record is held against the tickets
