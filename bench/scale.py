@@ -1,6 +1,8 @@
-"""`make scale`: what a call costs as calls at once, operators and tickets grow, and the highest rate; var/bench/scale/ has it all.
+"""`make scale`: what a call costs as calls at once, operators and tickets grow, the highest rate, and the projector's own;
+var/bench/scale/ has it all.
 
-Each part is saved after each level. Exit code 0, 1 if a limit of the ticket list was missed or a level could not be measured.
+Each part is saved after each level. Exit code 0, 1 if a limit of the ticket list or of the projector was missed or a level
+could not be measured.
 """
 
 import argparse
@@ -17,13 +19,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import report
+from bench import replay, report
 from bench.__main__ import line
 from bench.bulk import fill
 from bench.contenders import Callrouter, Contender, running
 from bench.figures import VOID_SHARE, Verdict, highest, judge, percentiles
 from bench.load import SHORT, TALK, Block, Crowd, Load, measure, save
 from bench.machine import described
+from callrouter.config import ROOT
+from callrouter.profile import load_profile
 from tests.support.ports import WIDE_AUDIO_PORTS, leased_offset
 from tools.ending import end_as_by_ctrl_c
 
@@ -34,6 +38,7 @@ _RATE_TALK_MS = 1_300
 _OPERATORS = (5, 50, 500)
 _TICKETS = (0, 100_000, 1_000_000)
 _ASKED = 150
+_REPLAYED, _REPLAY_US = 20_000, 500.0  # calls; 2,000 a second
 _LIST_MS = {"callrouter": 300.0, "callrouter on postgresql": 100.0}
 FILTERS = {
     "none": "",
@@ -92,7 +97,7 @@ class Scale:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="tickets,operators,concurrent,rate")
+    parser.add_argument("--only", default="replay,tickets,operators,concurrent,rate")
     parser.add_argument("--largest", type=int, default=10**9, help="leave out what is larger than that")
     parser.add_argument("--held", type=float, default=60.0, help="seconds of each level of calls at once, and of each rate")
     parser.add_argument("--contender", default="callrouter,native", help="of calls at once and of the rate, separated by commas")
@@ -106,12 +111,13 @@ def main() -> int:
         given.contender.split(","),
         {"machine": described()},
     )
-    steps = {"tickets": _tickets, "operators": _operators, "concurrent": _concurrent, "rate": _rate}
+    steps = {"replay": _replay, "tickets": _tickets, "operators": _operators, "concurrent": _concurrent, "rate": _rate}
     for name in given.only.split(","):
         steps[name](scale)
-    missed = [verdict for row in scale.found.get("list", []) if not (verdict := _judged(row)).kept]
+    judged = [*map(_judged, scale.found.get("list", [])), *map(_judged_replay, scale.found.get("replay", []))]
+    missed = [verdict for verdict in judged if not verdict.kept]
     for verdict in missed:
-        scale.say(f"limit missed: {verdict.what} {verdict.figure:.0f} ms, allowed {verdict.allowed:.0f}")
+        scale.say(f"limit missed: {verdict.what} {verdict.figure:.0f} {verdict.unit}, allowed {verdict.allowed:.0f}")
     return 1 if missed or scale.failed else 0
 
 
@@ -128,6 +134,19 @@ def refused(block: Block) -> str:
     if late := block.ear.get("late_share"):
         return f"{late:.2%} of the packets came late"
     return ""
+
+
+def _replay(scale: Scale) -> None:
+    """The journal of many calls, read into a new database."""
+    profile, calls = load_profile(ROOT / "profiles" / "ambon.toml"), min(_REPLAYED, scale.largest)
+    for kind in ("sqlite", "postgresql"):
+        took_s = replay.seconds(kind, calls, profile)
+        scale.keep("replay", {"database": kind, "calls": calls, "seconds": took_s})
+        scale.say(f"{kind}: {calls} calls rebuilt from the journal in {took_s:.1f} s: {calls / took_s:.0f} a second")
+
+
+def _judged_replay(row: dict[str, Any]) -> Verdict:
+    return judge(f"{row['database']}: a call rebuilt from the journal", 1e6 * row["seconds"] / row["calls"], _REPLAY_US, "µs")
 
 
 def _rate(scale: Scale) -> None:
