@@ -22,8 +22,9 @@ from callrouter.domain.ticket import AFTER, day, number
 from callrouter.store.schema import bad_record, call, change, day_counter, journal_position, ticket, upsert
 
 _UPKEEPS = frozenset(("recording_state", "recording_seconds", "recording_sha256", "recording_file", "recording_until"))
-# Notes are words, which a later release may choose otherwise; a test's signature may not be valid any more.
-_NOT_TOLD = frozenset(("node", "ended_from", "source", "test", "notes", "live"))
+# Notes are words, which a later release may choose otherwise; a number's form depends on the profile; a test's signature may not be
+# valid any more.
+_NOT_TOLD = frozenset(("node", "ended_from", "source", "test", "notes", "live", "caller_number"))
 _CONCLUDED = ("ended_at", "ended_from", "ended_by", "outcome", "operator", "queue", "queues", "notes", "live")
 _FACTS = tuple(column.name for column in call.columns if column.name not in _UPKEEPS)
 
