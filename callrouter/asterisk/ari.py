@@ -56,6 +56,10 @@ class AriUnreachable(AriError):
         super().__init__(0, reason)
 
 
+class AriLate(AriUnreachable):
+    """No answer yet. Asterisk carries out what was sent, in order, unless the connection ends."""
+
+
 class ApplicationReplaced(Exception):
     """Another daemon registered the same application: this one takes no more calls and must end.
 
@@ -64,7 +68,11 @@ class ApplicationReplaced(Exception):
 
 
 class Call:
-    """A caller's channel while it is in the application."""
+    """A caller's channel while it is in the application.
+
+    A command whose answer is late counts as done: an Asterisk that was stalled does it when it goes on, and whoever gave up would
+    leave the caller to the dead-man's timer. All raise AriError.
+    """
 
     def __init__(self, ari: "Ari", channel: dict[str, Any], *, found: bool) -> None:
         self.id: str = channel["id"]
@@ -91,12 +99,12 @@ class Call:
         # Ids that a successor can name: a dead daemon's playback cannot be listed over ARI, and blocks every later command.
         playback = f"{self.id}-{next(self._plays) % 4}"
         sounds = ",".join(f"sound:{name}" for name in media)
-        await self._ari.request("POST", f"channels/{self.id}/play/{playback}", media=sounds)
+        await self._do("POST", f"channels/{self.id}/play/{playback}", media=sounds)
         return playback
 
     async def stop(self, playback: str) -> None:
         try:
-            await self._ari.request("DELETE", f"playbacks/{playback}")
+            await self._do("DELETE", f"playbacks/{playback}")
         except AriUnreachable:
             raise
         except AriError:
@@ -107,11 +115,17 @@ class Call:
         await asyncio.gather(*(self.stop(f"{self.id}-{n}") for n in range(4)))
 
     async def set(self, name: str, value: str) -> None:
-        await self._ari.request("POST", f"channels/{self.id}/variable", variable=name, value=value)
+        await self._do("POST", f"channels/{self.id}/variable", variable=name, value=value)
 
     async def go(self, context: str, extension: str) -> None:
         """Give the call back to the dialplan."""
-        await self._ari.request("POST", f"channels/{self.id}/continue", context=context, extension=extension, priority="1")
+        await self._do("POST", f"channels/{self.id}/continue", context=context, extension=extension, priority="1")
+
+    async def _do(self, method: str, uri: str, **query: str) -> None:
+        try:
+            await self._ari.request(method, uri, **query)
+        except AriLate as error:
+            log.warning("asterisk is late", request=str(error))
 
 
 class Ari:
@@ -185,7 +199,7 @@ class Ari:
             )
 
     async def request(self, method: str, uri: str, body: object = None, **query: str) -> Any:
-        """One REST request. Returns the decoded body; raises AriError or AriUnreachable."""
+        """One REST request. Returns the decoded body; raises AriError, AriUnreachable or AriLate."""
         socket = self._socket
         if socket is None or socket.closed:
             raise AriUnreachable("not connected")
@@ -200,7 +214,9 @@ class Ari:
             async with asyncio.timeout(_REQUEST_S):
                 await socket.send_str(json.dumps(message))
                 got = await answer
-        except (TimeoutError, OSError, aiohttp.ClientError) as error:
+        except TimeoutError:
+            raise AriLate(f"{method} {uri}: no answer in {_REQUEST_S:.0f} s") from None
+        except (OSError, aiohttp.ClientError) as error:
             raise AriUnreachable(f"{method} {uri}: {type(error).__name__}") from None
         finally:
             self._answers.pop(request_id, None)

@@ -51,7 +51,7 @@ class Intake:
         self._repeated = repeated
 
     async def serve(self, call: Call) -> None:
-        """From the answer to the queue. Raises AriError when the caller hangs up or Asterisk does not answer."""
+        """From the answer to the queue. Raises AriError when the caller hangs up or the connection ends."""
         # The channel is created by the INVITE and answered within a millisecond; the clock may have jumped since.
         age = (datetime.now(UTC) - datetime.fromisoformat(call.created)).total_seconds()
         answered = time.monotonic() - min(max(age, 0.0), 2.0 if not call.found else 0.0)
@@ -79,9 +79,11 @@ class Intake:
             route = Route("unclassified", self._flow.human_queue, ivr.language, "interrupted")
             await self._hand_back(call, route, standing, playing)
 
+    # What belongs together is sent at once, in its order: a daemon that ended, or an Asterisk that stalled, in between would leave
+    # a long timer and nothing to hear.
+
     async def _say(self, call: Call, say: Say, playing: str | None) -> str:
-        """Returns the new playback. All is sent at once, in this order: a daemon that ended in between would leave a long timer and
-        nothing to hear."""
+        """Returns the new playback."""
         stop = [call.stop(playing)] if playing else []
         arm = call.set("TIMEOUT(absolute)", f"{say.dead_man_s:.3f}")
         play = call.play([f"{self._prompts}/{say.language}/{name}" for name in say.prompts])
@@ -94,8 +96,7 @@ class Intake:
         # `continue` waits for a prompt to end: it is stopped first. A predecessor's cannot be known, only named.
         if call.found:
             await call.hush()
-        elif playing:
-            await call.stop(playing)
-        await call.set("IVR", f"{route.code}|{route.language}|{route.how}{standing}")
-        await call.go("classified", route.queue)
+        stop = [call.stop(playing)] if playing else []
+        known = call.set("IVR", f"{route.code}|{route.language}|{route.how}{standing}")
+        await asyncio.gather(*stop, known, call.go("classified", route.queue))
         self._on_route(route.how, time.monotonic() - decided)

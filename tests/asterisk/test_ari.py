@@ -435,6 +435,43 @@ async def test_a_key_is_served_on_a_slow_line(lab: Lab, connect: Connect, taker:
     await caller.hang_up()
 
 
+@pytest.mark.parametrize("keys", ["2", "*2"])
+async def test_an_asterisk_that_stalls_as_a_key_is_served_costs_the_caller_no_more_than_that(
+    lab: Lab, connect: Connect, taker: Phone, keys: str
+) -> None:
+    pressed, stalled = asyncio.Event(), asyncio.Event()
+
+    async def stalls(call: Call) -> None:
+        send = call.set
+
+        async def sends(name: str, value: str) -> None:
+            if pressed.is_set() and not stalled.is_set():
+                line.proxy.stall()
+                stalled.set()
+            await send(name, value)
+
+        call.set = sends  # type: ignore[method-assign]
+        await _menu(lab)(call)
+
+    line = await connect(stalls)
+    await line.connected()
+    caller = await lab.answered_caller()
+    await until(lambda: caller.media.heard.packets > 50, "the greeting is heard")
+    pressed.set()
+    caller.media.press(keys[0])
+    await stalled.wait()
+    await asyncio.sleep(3)  # longer than an answer is waited for
+    line.proxy.heal()
+    since = time.monotonic()
+    if keys[1:]:
+        await until(lambda: len(caller.media.heard.arrivals(since)) > 50, "a second of the menu is heard", DEAD_AIR_S)
+        caller.media.press(keys[1])
+        since = time.monotonic()
+    assert await _rung(taker, 5) - since < DEAD_AIR_S
+    assert "!fire!" in lab.cli("core show channels concise")
+    await caller.hang_up()
+
+
 @pytest.mark.parametrize("failure", ["away", "hung"])
 async def test_a_line_that_fails_before_the_call_costs_seconds_only(lab: Lab, connect: Connect, taker: Phone, failure: str) -> None:
     line = await connect(_menu(lab))
