@@ -20,7 +20,7 @@ _LIST_MAX = 200  # entries of a call's lists: a caller who waits for hours does 
 _TEXT_MAX, _HEADER_MAX, _PATH_MAX = 512, 2048, 4096
 
 # Q.850 causes by which dialplans/queue.conf knows a dead phone; any other one that requeues is a hang-up within 3 s.
-_PHONE_LOST = ("27", "38", "41", "42", "44")
+_PHONE_LOST = ("18", "27", "38", "41", "42", "44")
 # Why a call is unclassified, for the note on its ticket. `how` is the dialplan's and the IVR's word.
 _WHY = {
     "interrupted": "menu interrupted: went on to a human without a class",

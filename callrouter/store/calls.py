@@ -195,9 +195,12 @@ async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) 
 class _Known(NamedTuple):
     number: str
     proof: str | None  # of its end
+    sip_call_id: str | None
 
 
 def _counts(fact: Fact, known: _Known, rebuild: bool) -> bool:
+    if known.sip_call_id and not fact.call.sip_call_id:
+        return False  # the rest of a call that another told whole: the journal was late, and its beginning was read before that
     if rebuild:  # another process may be following a call that goes on
         return fact.proof is not None and (fact.proof == known.proof or stronger(fact.proof, known.proof))
     return known.proof is None or stronger(fact.proof, known.proof)
@@ -205,7 +208,7 @@ def _counts(fact: Fact, known: _Known, rebuild: bool) -> bool:
 
 # Statements that run with every batch are built once: building one costs more than executing it.
 _KNOWN = (
-    sa.select(ticket.c.call_id, ticket.c.number, call.c.ended_from)
+    sa.select(ticket.c.call_id, ticket.c.number, call.c.ended_from, call.c.sip_call_id)
     .outerjoin(call, call.c.call_id == ticket.c.call_id)  # a ticket whose call is gone keeps its number
     .where(ticket.c.call_id.in_(sa.bindparam("call_ids", expanding=True)))
 )
@@ -225,7 +228,7 @@ _TICKET_INSERT, _CHANGE_INSERT = sa.insert(ticket), sa.insert(change)
 
 async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
     rows = await connection.execute(_KNOWN, {"call_ids": list(call_ids)})
-    return {call_id: _Known(of_ticket, ended_from) for call_id, of_ticket, ended_from in rows}
+    return {call_id: _Known(*known) for call_id, *known in rows}
 
 
 async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:

@@ -5,13 +5,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.service.emergency import LATE_S, Emergency
 from callrouter.service.ledger import Ledger
+from callrouter.store.schema import call
 from tests.store.test_calls import CITY
 from tests.support import until
-from tests.support.journal import BEGIN, append, call_id, events, line
+from tests.support.journal import BEGIN, OPERATOR, append, call_id, events, line
 
 
 class Records:
@@ -81,3 +83,32 @@ async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: A
         await until(lambda: new.emergency.calls == 1, "his call is in the emergency record", LATE_S + 3)
         assert not new.emergency.status().ok
         await until(lambda: new.ledger.calls_in_progress == 1, "and the ledger has it from there")
+
+
+async def test_a_call_that_the_emergency_record_told_whole_between_two_pieces_of_the_journal_stays_whole(
+    database: AsyncEngine, tmp_path: Path
+) -> None:
+    """A journal that goes on after a stall tells the beginning of a call that is over, and a moment later the rest."""
+    journal, emergency = tmp_path / "journal" / "cel.csv", tmp_path / "emergency" / "cel.csv"
+    journal.parent.mkdir()
+    emergency.parent.mkdir()
+    calls = {at: events(at) for at in range(1, len(events(1)))}  # each is cut after so many records
+    pieces = {
+        journal: [one for at, whole in calls.items() for one in whole[:at]],
+        emergency: [one._replace(at=one.at + 0.001) for whole in calls.values() for one in whole],
+    }
+    rest = [one for at, whole in calls.items() for one in whole[at:]]
+    ledger, read = Ledger(database, journal, CITY, "secret", emergency=emergency), 0
+    task = asyncio.create_task(ledger.run())
+    for path, records in (*pieces.items(), (journal, rest)):
+        append(path, b"".join(map(line, records)))
+        read += len(records)
+        await until(lambda read=read: ledger.records >= read, "it is read")  # type: ignore[misc]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    async with database.connect() as connection:
+        rows = (await connection.execute(sa.select(call))).mappings().all()
+    told = {(row["outcome"], row["class"], row["operator"], row["sip_call_id"].partition("-")[0]) for row in rows}
+    assert told == {("answered", "fire", OPERATOR, "call")}
+    assert len(rows) == len(calls)
