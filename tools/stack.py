@@ -447,7 +447,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     draining = arguments.action in ("down", "drain")
-    end_as_by_ctrl_c(signal.SIGTERM, *([signal.SIGHUP] if draining else []))  # a drain is taken back
+    end_as_by_ctrl_c(signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if draining else []))  # a drain is taken back
     try:
         owner = os.environ.get("STACK_OWNER")  # set by tests of `make up`: a run that is killed leaves no stack behind
         stack = Stack(settings(), owner=int(owner) if owner else None)

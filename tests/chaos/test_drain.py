@@ -66,8 +66,9 @@ async def make_down(lab: Lab, seconds: float) -> AsyncIterator[asyncio.subproces
         "CALLROUTER_PORT_OFFSET": str(here.port_offset),
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tools.stack", "down", "--drain", str(seconds), cwd=ROOT, env=environment
-    )
+        sys.executable, "-m", "tools.stack", "down", "--drain", str(seconds), cwd=ROOT, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
     try:
         yield process
     finally:
