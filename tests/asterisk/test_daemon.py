@@ -13,7 +13,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -21,14 +20,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.engine import make_url
 
 from callrouter.asterisk.prompts import RATE
 from callrouter.phone.audio import linear
 from tests.store.conftest import postgresql
 from tests.support import until
+from tests.support.database import new_database
 from tests.support.lab import Lab, make_stack, quicker, running_stack, start
 from tests.support.ports import leased_offset
 from tests.support.proxy import Proxy
@@ -329,10 +329,7 @@ def postgresql_socket(postgresql: str) -> Path:
 async def test_postgresql_stopped_or_hung_and_back(short_directory: Path, postgresql: str, postgresql_socket: Path) -> None:
     directory = short_directory / "pg"
     directory.mkdir()
-    name = f"d{uuid.uuid4().hex}"
-    connection = await asyncpg.connect(postgresql)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
+    name = make_url(new_database(postgresql)).database
     async with Proxy(postgresql_socket) as proxy:
         with leased_offset() as offset:
             stack = make_stack(directory, offset, quicker, f"postgresql+asyncpg://postgres@127.0.0.1:{proxy.port}/{name}")

@@ -30,8 +30,8 @@ from rich.table import Table
 from callrouter.config import ROOT
 from tests.chaos.crowd import PHASES, Citizen, Crowd, Script
 from tests.chaos.faults import ALONE, FAULTS, Planned, Scene, schedule
-from tests.store.conftest import server_of_our_own
 from tests.support import until
+from tests.support.database import server_of_our_own
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
 from tools.ending import end_as_by_ctrl_c

@@ -22,8 +22,8 @@ from sqlalchemy.engine import make_url
 
 from tests.chaos.steps import component
 from tests.chaos.test_daemon import QUEUES, all_tickets, crowd_of, right, ring_60
-from tests.store.conftest import server_of_our_own
 from tests.support import until
+from tests.support.database import server_of_our_own
 from tests.support.lab import Lab, own_stack, quicker
 from tools.sipp import OPERATOR_HZ
 

@@ -31,9 +31,9 @@ from callrouter.service.ledger import Ledger, Replayed, replay, signed_call_id
 from callrouter.service.upkeep import rotate
 from callrouter.store import schema
 from callrouter.store.schema import bad_record, call, change, ticket, writing
-from tests.store.conftest import server_of_our_own
 from tests.store.test_calls import CITY
 from tests.support import until, until_found
+from tests.support.database import server_of_our_own
 from tests.support.journal import BEGIN, FATES, append, boot, call_id, events, line, records
 
 SECRET = "secret"

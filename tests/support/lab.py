@@ -20,6 +20,7 @@ from callrouter.profile import load_profile
 from callrouter.service.operators import Operators
 from callrouter.store import schema
 from tests.support import until
+from tests.support.database import of_a_stack
 from tests.support.ports import AUDIO_PORTS, leased_offset
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
 from tools.stack import Stack
@@ -220,9 +221,8 @@ def make_stack(
     text = (ROOT / "profiles" / "ambon.toml").read_text()
     narrow = text.replace("[network]\n", f"[network]\nrtp_last_port = {10000 + AUDIO_PORTS - 1}\n")
     profile.write_text(change(narrow))
-    here = Settings(
-        state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=database_url, ASTERISK=asterisk
-    )
+    url = database_url or of_a_stack()
+    here = Settings(state=directory / "var", profile=profile, port_offset=offset, CALLROUTER_DATABASE_URL=url, ASTERISK=asterisk)
     return Stack(here, load_profile(profile), owner=os.getpid())
 
 
