@@ -29,6 +29,7 @@ class Thread(NamedTuple):
 class Activity(Enum):
     """What a process did between two looks."""
 
+    STOPPED = "stopped by a signal"
     FROZEN = "not one thread ran"
     IDLE = "little"
     BUSY = "computes, or wants to"
@@ -64,7 +65,9 @@ class Case(NamedTuple):
             return False
         deaf = self.still_s >= IDLE_S and self.look.at - self.look.ari >= IDLE_S
         soon = deaf or self.frozen_s >= FROZEN_S
-        return self.silent_s >= LONG_S or ((self.answered or self.look.age_s > START_S) and soon)
+        # None that starts is stopped; it may well sleep for a while.
+        started = self.answered or self.look.age_s > START_S or self.look.activity is Activity.STOPPED
+        return self.silent_s >= LONG_S or (started and soon)
 
     def after(self, look: Look) -> "Case":
         last = self.look
@@ -73,7 +76,7 @@ class Case(NamedTuple):
         if look.process is None or look.process != last.process:
             return Case(look)
         step_s = look.at - last.at
-        frozen = look.activity is Activity.FROZEN
+        frozen = look.activity in (Activity.FROZEN, Activity.STOPPED)
         answered = max(look.sip, look.ami) > last.at
         alive = answered or look.activity is Activity.WAITING or (look.talk_heard and not frozen)
         if alive or not 0 < step_s <= _GAP_S:
@@ -92,6 +95,8 @@ def activity(before: Mapping[int, Thread] | None, now: Mapping[int, Thread] | No
     """What a process did between two readings of its threads (by thread id), `seconds` apart; None: could not be read."""
     if not before or not now or traced or any(thread.state == "D" for thread in now.values()):
         return Activity.WAITING
+    if all(thread.state == "T" for thread in now.values()):
+        return Activity.STOPPED
     used_s = math.fsum(thread.cpu_s - before[tid].cpu_s for tid, thread in now.items() if tid in before)
     if any(thread.state == "R" for thread in now.values()) or used_s > _BUSY * seconds:
         return Activity.BUSY

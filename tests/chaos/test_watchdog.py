@@ -35,7 +35,7 @@ async def test_a_wedged_asterisk_answers_again_within_15_s(lab: Lab) -> None:
         took = await seconds_until_answered(lab, wedged, 15)
     print(f"next INVITE answered {took:.1f} s after the wedge")
     assert kills(lab) == before + 1
-    assert log_of(lab, "was wedged: killed")[-1]["activity"] == "FROZEN"
+    assert log_of(lab, "was wedged: killed")[-1]["activity"] == "STOPPED"
     mode, text = dump(lab)
     assert mode == 0o600
     assert f"{pid} " in text

@@ -66,7 +66,7 @@ async def test_threads_that_run_and_that_do_not(process: AsteriskProcess, tmp_pa
     assert await looks(process, tmp_path / "recordings", []) == (Activity.IDLE, False)
     os.kill(process.pid, signal.SIGSTOP)
     await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # it runs until the kernel has told it
-    assert await looks(process, tmp_path / "recordings", []) == (Activity.FROZEN, False)
+    assert await looks(process, tmp_path / "recordings", []) == (Activity.STOPPED, False)
 
 
 async def test_one_that_computes_is_busy(tmp_path: Path) -> None:

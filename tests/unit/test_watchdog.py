@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from callrouter.domain.watchdog import FROZEN_S, IDLE_S, LONG_S, Activity, Case, Look, Thread, activity
 
 LOOK_S = 0.5
-IDLE, BUSY, FROZEN, WAITING = Activity.IDLE, Activity.BUSY, Activity.FROZEN, Activity.WAITING
+IDLE, BUSY, FROZEN, STOPPED, WAITING = Activity.IDLE, Activity.BUSY, Activity.FROZEN, Activity.STOPPED, Activity.WAITING
 ANSWERED = Look(0.0, 1, 0.0, 0.0, 0.0, True, WAITING)
 
 
@@ -71,6 +71,8 @@ def test_stillness_counts_in_one_piece_only() -> None:
 def test_one_that_never_answered_since_its_start_gets_a_minute() -> None:
     new = Case().after(ANSWERED._replace(at=-0.5)).after(ANSWERED._replace(process=2))
     assert wedged_at((look._replace(process=2) for look in every(120)), new) == LONG_S
+    assert wedged_at((look._replace(process=2) for look in every(120, FROZEN)), new) == LONG_S
+    assert wedged_at((look._replace(process=2) for look in every(120, STOPPED)), new) == FROZEN_S, "who is stopped does not start"
 
 
 def test_one_that_is_older_than_a_start_has_started_also_if_it_never_answered_us() -> None:
@@ -110,7 +112,7 @@ looks = st.builds(
     ami=st.floats(0, 3.0),
     ari=st.floats(0, 3.0),
     talk_heard=st.sampled_from([False, False, False, True]),
-    activity=st.sampled_from([IDLE, IDLE, FROZEN, FROZEN, BUSY, WAITING]),
+    activity=st.sampled_from([IDLE, IDLE, FROZEN, FROZEN, STOPPED, BUSY, WAITING]),
     age_s=st.floats(0, 60.0),
 )
 quiet = looks.map(lambda look: look._replace(sip=math.inf, ami=math.inf, process=1))
@@ -140,7 +142,7 @@ def test_whatever_is_seen_a_kill_is_always_proven(stretches: list[list[Look]], p
             assert after.process == before.process is not None
             assert max(after.sip, after.ami) <= before.at
             assert after.activity is not WAITING
-            assert not after.talk_heard or after.activity is FROZEN
+            assert not after.talk_heard or after.activity in (FROZEN, STOPPED)
 
 
 def threads(**of: Thread) -> dict[int, Thread]:
@@ -150,7 +152,8 @@ def threads(**of: Thread) -> dict[int, Thread]:
 def test_what_a_process_does() -> None:
     before = threads(t1=Thread("S", 5, 1.0), t2=Thread("S", 7, 2.0))
     assert activity(before, before, 0.5, False) is FROZEN
-    assert activity(before, threads(t1=Thread("T", 5, 1.0), t2=Thread("T", 7, 2.0)), 0.5, False) is FROZEN
+    assert activity(before, threads(t1=Thread("T", 5, 1.0), t2=Thread("T", 7, 2.0)), 0.5, False) is STOPPED
+    assert activity(before, threads(t1=Thread("T", 5, 1.0), t2=Thread("S", 7, 2.0)), 0.5, False) is FROZEN
     assert activity(before, threads(t1=Thread("S", 6, 1.0), t2=Thread("S", 7, 2.0)), 0.5, False) is IDLE
     assert activity(before, threads(t1=Thread("S", 5, 1.0)), 0.5, False) is IDLE, "a thread ended: something ran"
     assert activity(before, threads(t1=Thread("R", 5, 1.0), t2=Thread("S", 7, 2.0)), 0.5, False) is BUSY, "wants a processor"
