@@ -56,13 +56,19 @@ class Scene:
         """Sent to that program, as soon as there is one: another fault may just have ended it. Its pid."""
 
         def sent() -> int | None:
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
                 pid = self.lab.pid(program)
                 os.kill(pid, number)
                 return pid
             return None
 
         return await until(sent, f"there is a {program} to be signalled", 30)
+
+    def another(self, program: str, pid: int) -> bool:
+        """Is there one with another pid? While Asterisk starts it takes its pid file away for an instant."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return self.lab.pid(program) != pid
+        return False
 
     @property
     def journal(self) -> Path:
@@ -78,7 +84,7 @@ async def asterisk_wedged(scene: Scene, target: Citizen | None) -> None:
     """Stopped for good: the watchdog must find it, end it, and have it started again."""
     async with scene.noted(scene.asterisk_away, "ari"):
         pid = await scene.signal("asterisk", signal.SIGSTOP)
-        await until(lambda: scene.lab.pid("asterisk") != pid, "the watchdog ends a wedged Asterisk", 20)
+        await until(lambda: scene.another("asterisk", pid), "the watchdog ends a wedged Asterisk", 20)
 
 
 async def asterisk_stalled(scene: Scene, target: Citizen | None) -> None:
