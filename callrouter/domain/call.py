@@ -104,7 +104,7 @@ def opened(event: Event) -> Call:
         event.linkedid,
         event.at,
         event.at,
-        _text(_endpoint(event.channel).removeprefix("trunk-")),
+        _text(endpoint(event.channel).removeprefix("trunk-")),
         event.number[:_HEADER_MAX],
         event.name[:_HEADER_MAX],
     )
@@ -158,6 +158,13 @@ class OpenCalls:
             self._keep(call, changed)
             after.append(changed)
         return after
+
+    def gather(self, event: Event, into: dict[str, Call]) -> None:
+        """`take`, and keep by id what it gives. A record written twice may look like the beginning of a call that has ended: the
+        first end is the end."""
+        for call in self.take(event):
+            if call.id not in into or into[call.id].ended_at is None:
+                into[call.id] = call
 
     def _of_others(self, event: Event) -> list[Call]:
         """The calls that an event on another's channel concerns: whose bridge it shares, else whose linkedid it has."""
@@ -374,7 +381,7 @@ def _refused(call: Call, event: Event) -> _Changes:
 
 
 def _rings(call: Call, event: Event) -> _Changes:
-    user = _endpoint(event.channel)
+    user = endpoint(event.channel)
     if not event.channel.startswith(OPERATOR) or any(what == "rang" and who == user for _, what, who in call.story):
         return {}  # only the first ring of each operator is told
     return {"story": _told(call, event.at, "rang", user)}
@@ -399,7 +406,7 @@ def _transferred(call: Call, event: Event) -> _Changes:
     extra = _extra(event)
     target = extra.get("extension") or extra.get("transfer_target_channel_name") or ""
     what = "transferred" if event.kind == "BLINDTRANSFER" else "transferred after consultation"
-    target = _endpoint(target) if isinstance(target, str) and "/" in target else str(target)
+    target = endpoint(target) if isinstance(target, str) and "/" in target else str(target)
     return {"story": _told(call, event.at, what, _text(target))}
 
 
@@ -443,7 +450,7 @@ def _talks(call: Call, channel: str, at: float) -> _Changes:
         if call.outside_answered_at is None:
             changes["outside_answered_at"] = at
     else:
-        changes["operator"] = user = _endpoint(channel)
+        changes["operator"] = user = endpoint(channel)
         changes["story"] = _told(call, at, "answered", user)
         if call.operator_answered_at is None:
             changes["operator_answered_at"] = at
@@ -451,7 +458,7 @@ def _talks(call: Call, channel: str, at: float) -> _Changes:
 
 
 def _leaves(call: Call, channel: str, at: float) -> _Changes:
-    who = _endpoint(channel) if channel.startswith(OPERATOR) else ""
+    who = endpoint(channel) if channel.startswith(OPERATOR) else ""
     return {
         "talking": tuple(other for other in call.talking if other != channel),
         "story": _told(call, at, "left" if who else "outside number left", who),
@@ -468,7 +475,7 @@ def _told(call: Call, at: float, what: str, who: str) -> tuple[tuple[float, str,
     return call.story if entry in call.story or len(call.story) >= _LIST_MAX else (*call.story, entry)
 
 
-def _endpoint(channel: str) -> str:
+def endpoint(channel: str) -> str:
     """`PJSIP/op-4f2k9x1m-0000002a` → `op-4f2k9x1m`."""
     return _text(channel.partition("/")[2].rpartition("-")[0])
 

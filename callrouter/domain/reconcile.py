@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, RECONCILIATION, TRUNK
+from callrouter.domain.call import CUT, EMERGENCY, JOURNAL, RECONCILIATION, TRUNK, endpoint
 from callrouter.domain.pairing import NEAR_S, matched, paired
 from callrouter.domain.witness import Cdr, Row, Told, Witnesses, began
 
@@ -228,7 +228,7 @@ def _gone(row: Row, records: Sequence[Cdr], told: Told | None) -> str:
     in turn nothing is recorded, nor while nobody rings: of that nothing can be said."""
     if min(one.started_at for one in records) > row.arrived_at + _JOINED_S:
         return "its beginning"
-    talked = {one.other.partition("/")[2].rpartition("-")[0] for one in records if one.disposition == "ANSWERED"}
+    talked = {endpoint(one.other) for one in records if one.disposition == "ANSWERED"}
     story = told.call.story if told is not None and told.call is not None else ()
     missing = sorted({who for _, what, who in story if what == "answered"} - talked)
     return f"the talk with {missing[0]}" if missing else ""

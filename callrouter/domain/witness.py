@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
 
-from callrouter.domain.call import CUT_OFF, OPERATOR, OUTSIDE, Call, outcome
+from callrouter.domain.call import CUT_OFF, OPERATOR, OUTSIDE, Call, endpoint, outcome
 
 _ID = re.compile(r"(?:[\w.:@-]{0,150}-)?(\d{9,12})\.(\d{1,9})", re.ASCII)
 
@@ -169,7 +169,7 @@ def rebuilt(
         return call._replace(ended_at=ended_at, ended_by="system", outcome="lost")
     talked = [one for one in cdrs if one.disposition == "ANSWERED" and one.other.startswith((OPERATOR, OUTSIDE))]
     queues = tuple(dict.fromkeys(one.extension for one in cdrs if one.context == "queue"))
-    operators = [one.other.partition("/")[2].rpartition("-")[0] for one in talked if one.other.startswith(OPERATOR)]
+    operators = [endpoint(one.other) for one in talked if one.other.startswith(OPERATOR)]
     if operators:
         fate = "answered"
     elif talked:

@@ -164,16 +164,19 @@ class Emergency:
                 self._confirmed = max(self._confirmed, *(at for at, _ in kept.untold), 0.0)
                 kept.untold.clear()
                 self._ended(event.uniqueid)
-            if not kept.untold and not kept.written:
-                self._open.discard(event.uniqueid)
+            self._settle(event.uniqueid, kept)
 
     def restored(self, call_ids: Iterable[str]) -> None:
         """The journal told a daemon before this one that these calls began, and will not tell it again."""
         for call_id in call_ids:
             if (kept := self._calls.get(call_id)) is not None and kept.facts:
                 kept.tell("CHAN_START")
-                if not kept.untold and not kept.written:
-                    self._open.discard(call_id)
+                self._settle(call_id, kept)
+
+    def _settle(self, call_id: str, kept: _Kept) -> None:
+        """Has the journal told all, and the emergency record nothing?"""
+        if not kept.untold and not kept.written:
+            self._open.discard(call_id)
 
     def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
         kept = self._keep(call_id)

@@ -281,10 +281,7 @@ async def replay(
 def _changed(open_calls: OpenCalls, batch: Batch) -> dict[str, Call]:
     changed: dict[str, Call] = {}
     for event in batch.events:
-        for call in open_calls.take(event):
-            # A record written twice may look like the beginning of a call that has ended: the first end is the end.
-            if call.id not in changed or changed[call.id].ended_at is None:
-                changed[call.id] = call
+        open_calls.gather(event, changed)
     return changed
 
 

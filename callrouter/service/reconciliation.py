@@ -153,15 +153,17 @@ class Reconciliation:
         # An INVITE may be that of a recording or a CDR without a call: while there are such, mended or not, INVITEs wait.
         if any(one.kind in ("recording without call", "cdr without call", "journal without call") for one in report.findings):
             rebuilds = [one for one in rebuilds if one.kind != "invite without call"]
+        pairs = await asyncio.to_thread(lambda: paired(w, unknown(w))) if rebuilds else {}
         for one in rebuilds:
-            call = await asyncio.to_thread(self._rebuilt, w, one)
+            call = await asyncio.to_thread(self._rebuilt, w, one, pairs.get(one.name))
             fact = Fact(call, True, is_test(call, self._test_secret), RECONCILIATION)
             async with writing(self._database) as connection:
                 await calls.record(connection, self._node, city(self._profile), [fact])
             mended.append(Mended(one, f"ticket made from what the other witnesses say ({call.outcome})"))
         return mended
 
-    def _rebuilt(self, w: Witnesses, finding: Finding) -> Call:
+    def _rebuilt(self, w: Witnesses, finding: Finding, invite_of: Invite | None) -> Call:
+        """`invite_of`: the INVITE that made the call's channel, where that can be told."""
         if finding.kind == "invite without call":
             invite = next(one for one in w.invites if one.sip_call_id == finding.name)
             digest = hashlib.sha256(f"{invite.sip_call_id}\n{invite.tag}".encode()).hexdigest()
@@ -173,7 +175,6 @@ class Reconciliation:
             with path.open("rb") as file:
                 wav = measure(file)
                 seconds = wav.bytes / wav.bytes_a_second if wav else 0.0
-        invite_of = paired(w, unknown(w)).get(finding.name)
         trunk = self._trunk(invite_of) if invite_of else ""
         return rebuilt(finding.name, cdrs, invite_of, str(path) if path else None, seconds, trunk)
 
@@ -254,9 +255,7 @@ def told(path: Path, first: float, last: float, read: dict[str, int] | None = No
     folding, folded = OpenCalls(), dict[str, Call]()
     while (batch := journal.read(_BATCH)) is not None:
         for event in batch.events:
-            for call in folding.take(event):
-                if call.id not in folded or folded[call.id].ended_at is None:  # the first end is the end, as in the database
-                    folded[call.id] = call
+            folding.gather(event, folded)
             if event.kind == "BOOT":
                 boots.append(event.at)
             elif event.uniqueid == event.linkedid or event.uniqueid in found:
