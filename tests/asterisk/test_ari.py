@@ -272,6 +272,7 @@ async def test_no_call_keeps_the_reader_from_the_others(lab: Lab, connect: Conne
     for _ in range(5):
         await _originate(line, 40)
     await until(lambda: len(line.ended) == 202, "all others are served")
+    await until(lambda: line.ari.calls <= 4, "Asterisk has told that they left")
     assert line.ari.calls == 4, "the other four are still inside"
     assert (line.proxy.accepted, line.ari.status().ok) == (1, True)
     lab.cli("channel request hangup all")
