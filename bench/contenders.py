@@ -7,7 +7,6 @@ callrouter starts as the tests start it. The peers are an Asterisk of the same i
 import asyncio
 import contextlib
 import hashlib
-import secrets
 import shutil
 import signal
 import sqlite3
@@ -33,7 +32,7 @@ from callrouter.asterisk.prompts import render_prompts
 from callrouter.config import ROOT, Settings
 from callrouter.domain.reconcile import SETTLE_S
 from callrouter.profile import load_profile
-from callrouter.service.operators import REALM
+from callrouter.service.operators import REALM, new_password
 from callrouter.store import people, schema
 from callrouter.store.people import Operator
 from tests.support.database import new_database, server_of_our_own
@@ -331,7 +330,7 @@ def _roomy(profile: str, operators: int, audio_ports: int) -> str:
 async def _signed_up(url: str, count: int) -> list[tuple[str, str]]:
     """(user, password) of new operators, written straight into the database: nobody signs in at the console, whose hashes
     would take minutes of the processor."""
-    made = [(f"op-bench{n:03d}", secrets.token_urlsafe(12)) for n in range(count)]
+    made = [(f"op-bench{n:03d}", new_password()) for n in range(count)]
     database = schema.engine(url)
     try:
         async with schema.writing(database) as connection:

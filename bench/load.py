@@ -56,7 +56,7 @@ TALK = Load("talk", "caller_keys", calls=100, rate=5, stay_ms=10_300)
 """The budgets' call: audio both ways, a key after 2 s, rung for 0.3 s, 10 s of talk."""
 SHORT = Load("short", "caller_info", calls=200, rate=20, stay_ms=3_300, mute=True)
 """The same with 3 s of talk and no audio at all, at 20 a second: what set-up costs."""
-SILENT = Load("silent", "caller_silent", calls=10, rate=5, stay_ms=15_000, keys="", class_="unclassified")
+SILENT = Load("silent", "caller_silent", calls=100, rate=5, stay_ms=15_000, keys="", class_="unclassified")
 """Callers who press nothing."""
 
 

@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -189,21 +189,23 @@ def _told(sample: Sample) -> str:
 
 
 def _plot(samples: Sequence[Sample], results: Path) -> None:
-    minutes = [one.at_s / 60 for one in samples]
-    plots: tuple[tuple[str, str, str, list[Mapping[str, float]]], ...] = (
-        ("soak-memory.png", "Memory", "MB", [one.memory_mb for one in samples]),
-        ("soak-descriptors.png", "Open descriptors", "", [one.descriptors for one in samples]),
-        ("soak-threads.png", "Threads", "", [one.threads for one in samples]),
+    plots: tuple[tuple[str, str, str, Callable[[Sample], Mapping[str, float]]], ...] = (
+        ("memory", "Memory", "MB", lambda one: one.memory_mb),
+        ("descriptors", "Open descriptors", "", lambda one: one.descriptors),
+        ("threads", "Threads", "", lambda one: one.threads),
+        ("held", "Held by calls", "", lambda one: {"channels": one.channels, "audio ports": one.audio_ports}),
+        ("rows", "Records", "", lambda one: {"calls answered": one.calls, "rows of the database": one.rows}),
+        (
+            "latency",
+            "p99 of set-up",
+            "ms",
+            lambda one: {"INVITE → 200": one.answer_p99_ms, "last key → operator rings": one.ring_p99_ms},
+        ),
     )
-    for file, title, unit, values in plots:
-        names = values[0] if values else {}
-        lines = {name: [(at, float(one[name])) for at, one in zip(minutes, values, strict=True)] for name in names}
-        report.curve(results / file, f"{title} while it soaks", "minutes", unit, lines)
-    latency = {
-        "INVITE → 200, p99": [(at, one.answer_p99_ms) for at, one in zip(minutes, samples, strict=True)],
-        "last key → operator rings, p99": [(at, one.ring_p99_ms) for at, one in zip(minutes, samples, strict=True)],
-    }
-    report.curve(results / "soak-latency.png", "Set-up while it soaks", "minutes", "ms", latency)
+    for file, title, unit, of in plots:
+        names = of(samples[0]) if samples else {}
+        lines = {name: [(one.at_s / 60, of(one)[name]) for one in samples] for name in names}
+        report.curve(results / f"soak-{file}.png", f"{title} while it soaks", "minutes", unit, lines)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from callrouter.config import ROOT
 from callrouter.phone import Dialog, Phone, declines
 from callrouter.phone.message import Address
-from tests.support import until
+from tests.support import hears_sighup, until
 from tests.support.lab import Lab, running_stack
 
 _LINES = 12
@@ -29,7 +29,7 @@ async def load(target: str, *options: str) -> AsyncIterator[asyncio.subprocess.P
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tools.load", target, *options,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+        preexec_fn=hears_sighup,
     )  # fmt: skip
     try:
         yield process

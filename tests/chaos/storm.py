@@ -31,7 +31,7 @@ from callrouter.config import ROOT
 from tests.chaos.crowd import PHASES, Citizen, Crowd, Script
 from tests.chaos.faults import ALONE, FAULTS, Planned, Scene, schedule
 from tests.support import until
-from tests.support.database import server_of_our_own
+from tests.support.database import new_database, server_of_our_own
 from tests.support.lab import Lab, make_stack, quicker, start
 from tests.support.ports import leased_offset
 from tools.ending import end_as_by_ctrl_c
@@ -357,7 +357,7 @@ def show(verdict: Verdict, console: Console) -> None:
 async def storm(directory: Path, offset: int, seed: int, seconds: float, *, on_postgresql: bool = False) -> AsyncIterator[Storm]:
     """A stack of its own, as a storm left it."""
     with server_of_our_own() if on_postgresql else nullcontext() as server:
-        url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://") if server else None
+        url = new_database(server.get_uri()) if server else None
         stack = make_stack(directory, offset, quicker, url)
         try:
             over = Storm(await start(stack), seed, seconds, server)

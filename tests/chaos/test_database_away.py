@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from tests.chaos.steps import component
 from tests.chaos.test_daemon import QUEUES, all_tickets, crowd_of, right, ring_60
 from tests.support import until
-from tests.support.database import server_of_our_own
+from tests.support.database import new_database, server_of_our_own
 from tests.support.lab import Lab, own_stack, quicker
 from tools.sipp import OPERATOR_HZ
 
@@ -42,7 +42,7 @@ async def stack_on(kind: str) -> AsyncIterator[tuple[Lab, Callable[[], object], 
     try:
         if kind.startswith("postgresql"):
             with server_of_our_own() as server:
-                url = server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+                url = new_database(server.get_uri())
 
                 def kill() -> None:
                     os.kill(server.get_postmaster_info().pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ from typing import Any
 from callrouter.config import ROOT
 from callrouter.phone.transaction import Transactions
 from tests.chaos.steps import seconds_until_answered, talk
-from tests.support import until
+from tests.support import hears_sighup, until
 from tests.support.lab import Lab
 from tools.sipp import OPERATOR_HZ
 
@@ -67,7 +67,7 @@ async def make_down(lab: Lab, seconds: float) -> AsyncIterator[asyncio.subproces
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tools.stack", "down", "--drain", str(seconds), cwd=ROOT, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+        preexec_fn=hears_sighup,
     )  # fmt: skip
     try:
         yield process

@@ -1,6 +1,7 @@
 """What the tests of several directories share."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -28,3 +29,8 @@ async def until_found(condition: Callable[[], Awaitable[T | None]], what: str, s
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {seconds} s")
         await asyncio.sleep(0.02)
+
+
+def hears_sighup() -> None:
+    """`preexec_fn` of a process that SIGHUP is to end, also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
