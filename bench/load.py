@@ -108,19 +108,18 @@ class Crowd:
     def stop(self) -> None:
         self._sipp.stop()
 
-    def operators(self, count: int, *, mute: bool) -> list[int]:
-        """Register so many of the contender's operators anew; their SIPp's process ids. Raises RuntimeError, AssertionError."""
+    def operators(self, *, mute: bool) -> list[int]:
+        """Register all of the contender's operators anew; their SIPp's process ids. Raises RuntimeError, AssertionError."""
         for run in self._phones:
             run.stop()
         self._phones.clear()
         self._registered.clear()
-        phones = self._contender.phones[:count]
-        assert len(phones) == count, f"{self._contender.name} has {len(phones)} operators, {count} are asked for"
-        for group in _batched(phones, _LINES_OF_RUN):
+        for group in _batched(self._contender.phones, _LINES_OF_RUN):
             port = next(self._ports)
             self._phones.append(self._sipp.operators(port, ring_ms=_RING_MS, mute=mute))
             self._registered.append((group, port))
         self.renew()
+        count = len(self._contender.phones)
         wait_until(lambda: self._contender.ready_phones() >= count, f"{count} operators of {self._contender.name} are ready")
         return [run.process.pid for run in self._phones]
 
@@ -153,14 +152,13 @@ def measure(
     load: Load,
     turn: int = 0,
     *,
-    operators: int | None = None,
     idle_s: float = 3.0,
     ear: bool = False,
     progress: Callable[[int], None] = lambda calls: None,
 ) -> Block:
     """Warm up, load, wait until all is done. `ear`: one more caller listens for late packets. Raises AssertionError."""
     programs = contender.processes()
-    phones = crowd.operators(operators or load.concurrent + 10, mute=load.mute)
+    phones = crowd.operators(mute=load.mute)
     crowd.callers(replace(load, stay_ms=min(load.stay_ms, 4000) if load.keys else load.stay_ms), _WARM_UP).wait()
     _settle(contender)
     idle = Meter(programs, phones)

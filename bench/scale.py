@@ -218,7 +218,7 @@ def _operators(scale: Scale) -> None:
 
         def measured(count: int = count) -> Block:
             with _started("callrouter", count) as (contender, crowd):
-                return measure(contender, crowd, load, operators=count, idle_s=10)
+                return measure(contender, crowd, load, idle_s=10)
 
         if isinstance(block := scale.block(f"{count} operators", measured), Block):
             scale.keep("operators", {"x": count, **asdict(block)})

@@ -94,7 +94,7 @@ class Soak:
             self.faults.append(f"ended after {time.monotonic() - self._began:.0f} s: {error!r}"[:500])
 
     def _run(self, console: Console) -> None:
-        self.crowd.operators(self._load.concurrent + 30, mute=False)
+        self.crowd.operators(mute=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._began = time.monotonic()
         with Progress(*columns, console=console, disable=not console.is_terminal) as shown:

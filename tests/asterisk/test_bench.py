@@ -29,7 +29,7 @@ def measured(name: str, load: Load, *, ear: bool = False) -> Block:
     with leased_offset() as offset, running(name, offset, 12) as contender:
         crowd = Crowd(contender)
         try:
-            return measure(contender, crowd, load, operators=12, idle_s=0.2, ear=ear)
+            return measure(contender, crowd, load, idle_s=0.2, ear=ear)
         finally:
             crowd.stop()
 
@@ -75,7 +75,7 @@ def reconciled() -> tuple[str, str]:
     with leased_offset() as offset, running("callrouter", offset, 12) as contender:
         crowd = Crowd(contender)
         try:
-            measure(contender, crowd, replace(SHORT, calls=4), operators=12, idle_s=0.2)
+            measure(contender, crowd, replace(SHORT, calls=4), idle_s=0.2)
         finally:
             crowd.stop()
         found = contender.unexplained()

@@ -7,16 +7,18 @@ subscribed to per object and no more than needed; no ticket is written.
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 import httpx
 from asyncari.client import Client
+from asyncari.model import OperationError
 from asyncswagger11.http_client import ApiKeyAuthenticator, AsynchronousHttpClient
 
 _RING_S = 20
+_AGAIN_S = 0.1
 
 
 class Pbx:
@@ -58,11 +60,15 @@ class Pbx:
         await caller.answer()
         await bridge.addChannel(channel=caller.id)
         await bridge.record(name=caller.id, format="wav", ifExists="overwrite")
-        playing = await bridge.play(media=f"sound:{self._prompts}/greeting,sound:{self._prompts}/menu")
         with anyio.move_on_after(self._wait_s):
+            for prompt in ("greeting", "menu"):  # as one playback of two, the second's start ends asyncari
+                playing = await bridge.play(media=f"sound:{self._prompts}/{prompt}")
+                await _first(key.wait, playing.wait_done)
+                if key.is_set():
+                    with suppress(OperationError):  # it has just ended
+                        await playing.stop()
+                    return
             await key.wait()
-        if key.is_set():
-            await playing.stop()
 
     async def _ring(self, caller: Any, bridge: Any, gone: anyio.Event) -> None:
         """Ring the operator who is free for longest. Returns when he did not answer, or when the caller has hung up."""
@@ -72,18 +78,22 @@ class Pbx:
         answered, ended = anyio.Event(), anyio.Event()
         self._answered[identity] = answered
         try:
-            operator = await self._client.channels.originateWithId(
-                channelId=identity,
-                endpoint=f"PJSIP/{name}",
-                app="bench",
-                appArgs="operator",
-                callerId=caller.json["caller"]["number"],
-                timeout=_RING_S,
-            )
+            try:
+                operator = await self._client.channels.originateWithId(
+                    channelId=identity,
+                    endpoint=f"PJSIP/{name}",
+                    app="bench",
+                    appArgs="operator",
+                    callerId=caller.json["caller"]["number"],
+                    timeout=_RING_S,
+                )
+            except OperationError:  # his phone is not there
+                await anyio.sleep(_AGAIN_S)
+                return
             operator.on_event("ChannelDestroyed", lambda event: ended.set())
             try:
                 with anyio.move_on_after(_RING_S):
-                    await _first(answered, ended, gone)
+                    await _first(answered.wait, ended.wait, gone.wait)
                 if answered.is_set() and not gone.is_set():
                     await bridge.stopMoh()
                     await bridge.addChannel(channel=operator.id)
@@ -98,16 +108,16 @@ class Pbx:
             self._idle.release()
 
 
-async def _first(*events: anyio.Event) -> None:
-    """Returns when one of them is set."""
+async def _first(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Returns when one of them does."""
     async with anyio.create_task_group() as waiting:
 
-        async def wait(event: anyio.Event) -> None:
-            await event.wait()
+        async def wait(until: Callable[[], Awaitable[None]]) -> None:
+            await until()
             waiting.cancel_scope.cancel()
 
-        for event in events:
-            waiting.start_soon(wait, event)
+        for one in waits:
+            waiting.start_soon(wait, one)
 
 
 @asynccontextmanager
