@@ -140,16 +140,17 @@ async def test_a_soak_tells_a_restarted_program_and_keeps_its_operators_register
 
 
 async def test_a_soak_that_ends_early_is_a_fault_and_no_exception() -> None:
-    def too_few() -> Soak:
+    def locked_out() -> Soak:
         with leased_offset() as offset, running("callrouter", offset, 3) as contender:
             assert isinstance(contender, Callrouter)
+            contender.phones = [(user, "wrong") for user, _ in contender.phones]
             soak = Soak(contender, rate=2, seconds=10)
             soak.run(Console(quiet=True))
             return soak
 
-    soak = await asyncio.to_thread(too_few)
+    soak = await asyncio.to_thread(locked_out)
     assert len(soak.faults) == 1
-    assert "3 operators" in soak.faults[0]
+    assert "could not register" in soak.faults[0]
 
 
 def free_port() -> int:
