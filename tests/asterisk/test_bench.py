@@ -145,7 +145,10 @@ async def test_a_soak_that_ends_early_is_a_fault_and_no_exception() -> None:
             assert isinstance(contender, Callrouter)
             contender.phones = [(user, "wrong") for user, _ in contender.phones]
             soak = Soak(contender, rate=2, seconds=10)
-            soak.run(Console(quiet=True))
+            try:
+                soak.run(Console(quiet=True))
+            finally:
+                soak.crowd.stop()
             return soak
 
     soak = await asyncio.to_thread(locked_out)
