@@ -158,7 +158,7 @@ class Soak:
 def audio_ports(contender: Callrouter) -> int:
     """UDP ports of the stack's audio range that somebody holds."""
     ports = contender.lab.stack.ports
-    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+    lines = [line for name in ("udp", "udp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     held = (int(line.split()[1].rpartition(":")[2], 16) for line in lines)
     return sum(ports.rtp_first <= port <= ports.rtp_last for port in held)
 

@@ -133,6 +133,7 @@ def soaked() -> tuple[Soak, list[int], list[int]]:
 async def test_a_soak_tells_a_restarted_program_and_keeps_its_operators_registered() -> None:
     soak, before, after = await asyncio.to_thread(soaked)
     assert len(soak.samples) >= 2
+    assert any(one.audio_ports for one in soak.samples), "the calls' ports are seen"
     assert [fault for fault in soak.faults if not fault.startswith("web was restarted")] == []
     assert len(soak.faults) == 1
     assert len(before) == len(after) > 30
