@@ -105,6 +105,7 @@ async def test_secrets_differ(operators: Operators) -> None:
     tokens = [await operators.new_token("admin") for _ in range(8)]
     secrets = [one.user for one in made] + [one.sip_password for one in made] + [one.console_password for one in made] + tokens
     assert len(set(secrets)) == len(secrets)
+    assert all(len(one.sip_password) >= 16 and len(one.console_password) >= 16 for one in made)
     assert all(len(token) >= 43 for token in tokens)
 
 
