@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     end: int
     events: list[Event]
     bad: list[Bad]
+    last: bool  # nothing more was left, in any file
 
 
 class Journal:
@@ -101,7 +102,8 @@ class Journal:
                 batch, self.fault = None, str(error)
             if batch is not None:
                 yield batch
-                if len(batch.events) + len(batch.bad) < limit and batch.end - batch.known < _CHUNK // 2:
+                if batch.last:
+                    self.read_up_to = now
                     await asyncio.sleep(max(0.0, now + poll_s - time.monotonic()))
                 continue
             if self.fault is None:
@@ -112,9 +114,10 @@ class Journal:
 
     def read(self, limit: int) -> Batch | None:
         """The next records, at most `limit`; None if nothing complete is there."""
-        for name, mark in self._unread():
+        unread = self._unread()
+        for n, (name, mark) in enumerate(unread, 1):
             with contextlib.suppress(FileNotFoundError), open(self._path.parent / name, "rb") as file:  # renamed meanwhile
-                batch = self._next(file, limit)
+                batch = self._next(file, limit, n == len(unread))
                 if batch is not None:
                     self._positions[batch.file] = batch.end
                     return batch
@@ -164,7 +167,7 @@ class Journal:
                 self._began[name, inode] = float(match[1]) if match else 0.0
         return self._began.get((name, inode), 0.0)
 
-    def _next(self, file: BinaryIO, limit: int) -> Batch | None:
+    def _next(self, file: BinaryIO, limit: int, last: bool) -> Batch | None:
         identity = _identity(file)
         if identity is None:
             return None
@@ -188,7 +191,7 @@ class Journal:
                 if len(events) + len(bad) >= limit:
                     break
             if end > start:
-                return Batch(identity, known, end, events, bad)
+                return Batch(identity, known, end, events, bad, last and len(data) < size and len(events) + len(bad) < limit)
             if len(data) < size or size > RECORD_MAX:
                 return None
             size *= 2

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,25 +44,31 @@ class _Kept:
 
     facts: list[Event] = field(default_factory=list)
     untold: list[tuple[float, str]] = field(default_factory=list)  # (monotonic time, kind) of facts
-    ahead: Counter[str] = field(default_factory=Counter)  # what the journal told before the fact came
+    told: set[tuple[str, float]] = field(default_factory=set)  # (kind, time) of the journal's records: who reads it may change
+    ahead: dict[str, list[float]] = field(default_factory=dict)  # what the journal told before the fact came: kind → when
+    closed: bool = False  # the journal told its end: what it has not told by then it never will
     written: int = 0  # facts in the emergency record
-    over: float | None = None
 
-    def tell(self, kind: str) -> float:
-        """The journal told one of that kind. When its fact came; 0 if it has not come."""
-        for n, (at, other) in enumerate(self.untold):
+    def tell(self, kind: str, at: float, now: float) -> float:
+        """The journal told that, of the time `at`. When its fact came; 0 if it has not come, or was told before."""
+        if (kind, at) in self.told:
+            return 0.0
+        self.told.add((kind, at))
+        for n, (came, other) in enumerate(self.untold):
             if other == kind:
                 del self.untold[n]
-                return at
-        self.ahead[kind] += 1
+                return came
+        self.ahead.setdefault(kind, []).append(now)
         return 0.0
 
-    def add(self, event: Event, now: float) -> None:
+    def add(self, event: Event, now: float) -> float:
+        """When the journal told it; 0 if it has still to tell it, or never will."""
         self.facts.append(event)
-        if self.ahead[event.kind]:
-            self.ahead[event.kind] -= 1
-        elif event.kind in _TOLD:
+        if told := self.ahead.get(event.kind):
+            return told.pop(0)
+        if event.kind in _TOLD and not self.closed:
             self.untold.append((now, event.kind))
+        return 0.0
 
 
 class Emergency:
@@ -82,7 +88,7 @@ class Emergency:
         self._calls: OrderedDict[str, _Kept] = OrderedDict()
         self._open: set[str] = set()  # calls of which the journal has to tell something, or that the emergency record holds
         self._over: OrderedDict[str, float] = OrderedDict()  # ended calls, and when
-        self._confirmed = 0.0  # the last fact that the journal told came then,
+        self._confirmed = 0.0  # the last fact that the journal told came then (or was told then, if it came later),
         self._missed = 0.0  # and the last that it did not tell in time
         self._fault: str | None = None  # why the emergency record cannot be written
         self._health = Health()
@@ -152,17 +158,19 @@ class Emergency:
 
     def journaled(self, events: Iterable[Event]) -> None:
         """The journal told these."""
+        now = time.monotonic()
         for event in events:
             if event.kind not in _TOLD or event.uniqueid != event.linkedid or not event.channel.startswith(TRUNK):
                 continue
             if event.kind == "APP_START" and event.app != "Queue":
                 continue
             kept = self._keep(event.uniqueid)
-            self._confirmed = max(self._confirmed, kept.tell(event.kind))
+            self._confirmed = max(self._confirmed, kept.tell(event.kind, event.at, now))
             if event.kind == "CHAN_END":
                 # The journal is in order: what it has not told by now did not happen in the dialplan any more.
                 self._confirmed = max(self._confirmed, *(at for at, _ in kept.untold), 0.0)
                 kept.untold.clear()
+                kept.closed = True
                 self._ended(event.uniqueid)
             self._settle(event.uniqueid, kept)
 
@@ -170,7 +178,7 @@ class Emergency:
         """The journal told a daemon before this one that these calls began, and will not tell it again."""
         for call_id in call_ids:
             if (kept := self._calls.get(call_id)) is not None and kept.facts:
-                kept.tell("CHAN_START")
+                kept.tell("CHAN_START", 0.0, 0.0)
                 self._settle(call_id, kept)
 
     def _settle(self, call_id: str, kept: _Kept) -> None:
@@ -181,7 +189,7 @@ class Emergency:
     def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
         kept = self._keep(call_id)
         if self._known(call_id):  # by a daemon before this one: who calls is told already
-            kept.ahead["CHAN_START"] = 1
+            kept.ahead.setdefault("CHAN_START", [0.0])
             self._add(call_id, at, "CHAN_START", channel)
             return
         invite = self._invite(sip_call_id) if sip_call_id else None
@@ -226,7 +234,7 @@ class Emergency:
         channel = channel or kept.facts[0].channel
         text = json.dumps(extra) if isinstance(extra, dict) else json.dumps({"extra": extra}) if extra else ""
         event = Event(kind, at, call_id, call_id, channel, "", "", number, name, "", app, "", peer, text)
-        kept.add(event, time.monotonic())
+        self._confirmed = max(self._confirmed, kept.add(event, time.monotonic()))
         if kept.untold or kept.written:
             self._open.add(call_id)
         if kind == "CHAN_END":

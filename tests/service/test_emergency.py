@@ -1,13 +1,21 @@
 """The daemon's own record of calls: nothing that the journal has told goes into it."""
 
 import asyncio
+import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from callrouter.asterisk.cel import Journal
+from callrouter.domain.ivr import Route
 from callrouter.service.emergency import LATE_S, Emergency
 from callrouter.service.ledger import Ledger
 from callrouter.store.schema import call
@@ -112,3 +120,67 @@ async def test_a_call_that_the_emergency_record_told_whole_between_two_pieces_of
     told = {(row["outcome"], row["class"], row["operator"], row["sip_call_id"].partition("-")[0]) for row in rows}
     assert told == {("answered", "fire", OPERATOR, "call")}
     assert len(rows) == len(calls)
+
+
+def facts(n: int) -> list[Callable[[Emergency], None]]:
+    """What ARI and AMI tell of the nth call, in order."""
+
+    def ami(name: str, **more: str) -> Callable[[Emergency], None]:
+        head = {"Event": name, "Uniqueid": call_id(n), "Channel": events(n)[0].channel}
+        return lambda emergency: emergency.event({**head, **more})
+
+    return [
+        lambda emergency: emergency.arrived(channel(n)),
+        lambda emergency: emergency.decided(call_id(n), Route("fire", "fire", "id", "key 2")),
+        ami("QueueCallerJoin", Queue="fire"),
+        ami("AgentConnect", DestChannel=f"PJSIP/{OPERATOR}-00000001"),
+        ami("AgentComplete", Reason="caller"),
+        ami("Hangup", Cause="16"),
+    ]
+
+
+@given(st.permutations(["fact"] * len(facts(2)) + ["record"] * len(events(2))), st.booleans())
+def test_a_call_that_the_journal_tells_ends_the_alarm_whichever_of_it_and_ami_is_quicker(turns: list[str], in_ledger: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory, patch("callrouter.service.emergency.LATE_S", 0.0):
+        asyncio.run(_told_in_turns(Path(directory), turns, in_ledger))
+
+
+async def _told_in_turns(state: Path, turns: list[str], in_ledger: bool) -> None:
+    """`in_ledger`: a call of which the journal told is in the ledger at once; if not, only later."""
+    path, unread = state / "journal" / "cel.csv", Journal(state / "journal" / "cel.csv", {})
+    path.parent.mkdir()
+
+    def known(call: str) -> bool:
+        return in_ledger and call == call_id(2) and path.exists()
+
+    emergency = Emergency(state / "emergency" / "cel.csv", state, lambda: unread, known, lambda _: None)
+    emergency.arrived(channel(1))
+    await emergency.look(time.monotonic())
+    assert not emergency.status().ok, "the journal tells nothing of the first call"
+    left = {"fact": iter(facts(2)), "record": iter([lambda _, one=one: append(path, line(one)) for one in events(2)])}
+    for turn in turns:
+        next(left[turn])(emergency)
+        if turn == "record":
+            await emergency.look(time.monotonic())
+    await emergency.look(time.monotonic())
+    assert emergency.status().ok, "it has told the second one whole"
+    emergency.arrived(channel(3))
+    await emergency.look(time.monotonic())
+    assert not emergency.status().ok, "and nothing of the third"
+
+
+async def test_a_record_that_two_readers_tell_vouches_for_one_fact(tmp_path: Path) -> None:
+    """While the database is away the daemon reads on by itself; the ledger tells the same again later."""
+    unread = Journal(tmp_path / "journal" / "cel.csv", {})
+    emergency = Emergency(tmp_path / "emergency" / "cel.csv", tmp_path, lambda: unread, lambda _: False, lambda _: None)
+    arrived, _, joined, *_ = facts(1)
+    arrived(emergency)
+    joined(emergency)
+    for _ in range(2):
+        emergency.journaled(events(1)[:-4])
+    await emergency.look(time.monotonic() + 2 * LATE_S)
+    assert emergency.status().ok
+    joined(emergency)  # once more: transferred into another queue, of which the journal tells nothing
+    with patch("callrouter.service.emergency.LATE_S", 0.0):
+        await emergency.look(time.monotonic())
+    assert not emergency.status().ok

@@ -286,6 +286,38 @@ async def test_who_is_up_to_date_gets_few_batches_who_lags_gets_them_at_once(tmp
         assert await _batches(Journal(path, {}), 300, 2) == 150
 
 
+def test_the_last_batch_is_the_one_after_which_nothing_is_left(tmp_path: Path) -> None:
+    path, rotated = tmp_path / "cel.csv", tmp_path / "cel.csv.1"
+    rotated.write_bytes(b"".join(line(event(n)) for n in range(3)))
+    path.write_bytes(line(event(3)))
+    assert told_last(Journal(path, {}), 2) == [(2, False), (1, False), (1, True)]
+    assert told_last(Journal(path, {}), 500) == [(3, False), (1, True)]
+    path.write_bytes(line(event(3)) + line(event(4)))
+    assert told_last(Journal(path, {}), 2) == [(2, False), (1, False), (2, False)]  # it was not read to its end
+
+
+def told_last(journal: Journal, limit: int) -> list[tuple[int, bool]]:
+    found = []
+    while (batch := journal.read(limit)) is not None:
+        found.append((len(batch.events), batch.last))
+    return found
+
+
+async def test_the_journal_is_known_up_to_the_last_batch_while_something_is_written_all_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "cel.csv"
+    path.write_bytes(line(event(0)))
+    journal, used = Journal(path, {}), list[float]()
+    async with asyncio.timeout(10):
+        async for _ in journal.follow(500):
+            if len(used) >= 2:
+                assert used[-2] < journal.read_up_to < used[-1]  # when the read of the batch before this one began
+            used.append(time.monotonic())
+            with path.open("ab") as file:
+                file.write(line(event(len(used))))
+            if len(used) == 5:
+                break
+
+
 async def test_a_journal_that_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "cel.csv"
     path.mkdir()  # reading a directory fails, for root as well
