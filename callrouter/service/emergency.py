@@ -196,10 +196,10 @@ class Emergency:
         day = datetime.fromtimestamp(at, UTC)
         presentation = "prohib" if invite and invite.privacy.strip().lower() not in ("", "none") else ""
         texts = (quote(sip_call_id), channel.partition("/trunk-")[2].rpartition("-")[0], presentation)
-        file = self._recordings / f"{day:%Y/%m/%d}" / f"{call_id}.wav"
+        file = f"{self._recordings}/{day:%Y/%m/%d}/{call_id}.wav"
         self._add(call_id, at, "CHAN_START", channel, number=number, name=name)
         self._add(call_id, at, "ANSWER", channel)
-        self._add(call_id, at, "CALL", channel, extra="|".join((str(file), *texts)))
+        self._add(call_id, at, "CALL", channel, extra="|".join((file, *texts)))
         if invite is not None:
             self._add(call_id, at, "IDENTITY", channel, extra=f"{quote(invite.identity)}|{quote(invite.sender)}")
 
