@@ -153,7 +153,7 @@ class Upkeep:
         return str(self._recordings.relative_to(self._state) / path.relative_to(self._recordings.resolve()))
 
     def _absent(self, live: Sequence[str]) -> int:
-        # A `Path` leaves a trace of each new name in CPython's table of interned strings, which then grows, to a limit, by megabytes.
+        # Each new name in a `Path` goes through CPython's table of interned strings, which then doubles a few times, by megabytes.
         return sum(not os.path.exists(path) for path in live)
 
 
