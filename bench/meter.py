@@ -72,11 +72,20 @@ def memory_mb(programs: Mapping[str, int]) -> dict[str, float]:
 
 
 def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """0 of a process that has ended."""
+    return _entries(f"/proc/{pid}/fd")
 
 
 def threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))
+    """0 of a process that has ended."""
+    return _entries(f"/proc/{pid}/task")
+
+
+def _entries(directory: str) -> int:
+    try:
+        return len(os.listdir(directory))
+    except FileNotFoundError:
+        return 0
 
 
 def disk_bytes(directory: Path) -> int:

@@ -129,7 +129,8 @@ class Soak:
             if time.monotonic() >= due:
                 due += self._every_s
                 calls = run.calls()
-                self.samples.append(self._sample(calls[seen:], self.done + len(calls)))
+                if len(calls) > seen:  # not while the last ones of a run are ending: no call, no latency
+                    self.samples.append(self._sample(calls[seen:], self.done + len(calls)))
                 seen = len(calls)
 
     def _sample(self, calls: Sequence[SippCall], so_far: int) -> Sample:

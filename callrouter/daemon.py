@@ -188,6 +188,7 @@ class Daemon:
         self.set_back.noticed(seconds)
 
     async def _resync(self) -> None:
+        self.held.forget()
         snapshot = await self.ami.list({"Action": "QueueStatus"})
         self.gauges.members(snapshot)
         self.standing.waiting(snapshot)

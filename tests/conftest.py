@@ -9,8 +9,13 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.lab import Lab
+
+# The machine is loaded: how long an example takes is no fault of what it tries.
+settings.register_profile("callrouter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("callrouter")
 
 pytest_plugins = ["tests.support.skips", "tests.support.turns"]
 

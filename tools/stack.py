@@ -68,7 +68,7 @@ class Stack:
     ) -> None:
         self.settings = here
         self._profile, self._owner = profile, owner
-        self._launched: subprocess.Popen[bytes] | None = None
+        self._launched: subprocess.Popen[bytes] | None = None  # kept: we are its parent
         self._run = here.state / "run"
         self._environment = {
             **os.environ,
@@ -173,7 +173,8 @@ class Stack:
                 (self._run / f"{program.name}.pid").unlink(missing_ok=True)
         with (self.settings.state / "log" / "supervisord.out").open("wb") as out:
             self._launched = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
+                [sys.executable, "-m", "tools.supervise", "-c", str(configuration)],
+                cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -190,9 +191,17 @@ class Stack:
 
     def _stop(self) -> None:
         """End the supervisor, which ends the programs; then whatever is left. Processes that are not this stack's are safe."""
-        launched = self._launched.pid if self._launched and self._launched.poll() is None else None  # has no pid file yet
-        for pid in (launched, self._supervisor(), *(program.pid for program in self.programs())):
+        for pid in (*self._supervisors(), *(program.pid for program in self.programs())):
             self._end(pid, _STOP_S * (len(PROGRAMS) + 1))
+
+    def _supervisors(self) -> list[int]:
+        """Those of this stack, also one of an interrupted start that nobody has in his books yet."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"tools.supervise" in path.read_bytes().split(b"\0") and self._ours(int(path.parent.name)):
+                    found.append(int(path.parent.name))
+        return found
 
     def _end(self, pid: int | None, seconds: float) -> None:
         """SIGTERM, and SIGKILL to what does not end in time."""

@@ -314,7 +314,7 @@ class Ari:
                 await self._on_call(call)
             except AriError as error:
                 log.info("call left the menu", reason=str(error))
-                if error.status == 404:  # found in the instant in which it ended: its StasisEnd came before we knew it
+                if error.status in (404, 409):  # found in the instant in which it left: its StasisEnd came before we knew it
                     self._calls.pop(call.id, None)
             except Exception:
                 log.exception("menu failed; the dead-man's timer takes the caller")

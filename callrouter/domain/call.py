@@ -114,7 +114,7 @@ def apply(call: Call, event: Event) -> Call:
     """The call after one more event that concerns it (`OpenCalls` knows which do)."""
     if call.ended_at is not None:
         return call
-    if event.kind == "BOOT":
+    if event.kind == "BOOT" or (event.kind == "CUT" and event.uniqueid == call.id):  # CUT: the daemon's word of it, for one call
         return _cut(call)
     if event.uniqueid == call.id:
         handler = _OF_CALLER.get(event.kind)

@@ -30,6 +30,7 @@ DIRECTORY_MAX = 256 << 20  # bytes: some 80,000 calls
 _LOOK_S = 0.1
 _KEPT_S = 30.0  # after a call's end: what tells of it late is no new call
 _CALLS_MAX = 10_000
+_FACTS_MAX = 200  # of one call, beside its end: a caller who waits for hours does not grow without end
 _BATCH = 500
 _STATUS = {"caller": "", "agent": "CONTINUE"}  # AgentComplete's reason → Queue()'s status, as the dialplan tells it
 # The facts that the journal must tell; its records of one kind are counted.
@@ -42,6 +43,7 @@ log = structlog.get_logger(__name__)
 class _Kept:
     """What is known of one call, and which of it the journal still has to tell."""
 
+    began: float  # epoch seconds
     facts: list[Event] = field(default_factory=list)
     untold: list[tuple[float, str]] = field(default_factory=list)  # (monotonic time, kind) of facts
     told: set[tuple[str, float]] = field(default_factory=set)  # (kind, time) of the journal's records: who reads it may change
@@ -51,7 +53,7 @@ class _Kept:
 
     def tell(self, kind: str, at: float, now: float) -> float:
         """The journal told that, of the time `at`. When its fact came; 0 if it has not come, or was told before."""
-        if (kind, at) in self.told:
+        if (kind, at) in self.told or len(self.told) > _FACTS_MAX:
             return 0.0
         self.told.add((kind, at))
         for n, (came, other) in enumerate(self.untold):
@@ -63,12 +65,36 @@ class _Kept:
 
     def add(self, event: Event, now: float) -> float:
         """When the journal told it; 0 if it has still to tell it, or never will."""
+        if len(self.facts) > _FACTS_MAX and event.kind not in ("HANGUP", "CHAN_END"):
+            return 0.0
         self.facts.append(event)
         if told := self.ahead.get(event.kind):
             return told.pop(0)
-        if event.kind in _TOLD and not self.closed:
+        # A menu that had to give its caller back twice told two classes; the dialplan tells one.
+        again = event.kind == "CLASS" and self.lacks("CLASS")
+        if event.kind in _TOLD and not self.closed and not again:
             self.untold.append((now, event.kind))
         return 0.0
+
+    def lacks(self, kind: str) -> bool:
+        """Is there such a fact that the journal has still to tell?"""
+        return any(kind == other for _, other in self.untold)
+
+    def close(self) -> float:
+        """The journal told the end: it is in order, so what it has not told by now never comes. When the last of that was."""
+        last = max((at for at, _ in self.untold), default=0.0)
+        self.untold.clear()
+        self.closed = True
+        return last
+
+    def cut(self) -> float:
+        """Asterisk was started anew: the call is over. When the last fact was that it had not told."""
+        if not (self.facts and (self.written or self.lacks("CHAN_START") or self.lacks("CHAN_END"))):
+            return self.close()  # the journal knows as much as we do
+        last = self.close()
+        self.facts.append(self.facts[-1]._replace(kind="CUT", app="", peer="", extra=""))
+        self.untold.append((0.0, "CUT"))  # so that it is written
+        return last
 
 
 class Emergency:
@@ -129,7 +155,7 @@ class Emergency:
 
     def decided(self, call_id: str, route: Route) -> None:
         """The menu gave the call back with a class."""
-        if call_id in self._calls:
+        if (kept := self._calls.get(call_id)) is not None and kept.facts:
             self._add(call_id, time.time(), "CLASS", extra=f"{route.code}|{route.language}|{route.how}")
 
     def event(self, event: Mapping[str, str]) -> None:
@@ -158,19 +184,20 @@ class Emergency:
 
     def journaled(self, events: Iterable[Event]) -> None:
         """The journal told these."""
-        now = time.monotonic()
+        now, long_ago = time.monotonic(), time.time() - _KEPT_S
         for event in events:
+            if event.kind == "BOOT":
+                self._cut_before(event.at)
             if event.kind not in _TOLD or event.uniqueid != event.linkedid or not event.channel.startswith(TRUNK):
                 continue
             if event.kind == "APP_START" and event.app != "Queue":
                 continue
-            kept = self._keep(event.uniqueid)
+            if event.uniqueid not in self._calls and event.at < long_ago:
+                continue  # of a time that was caught up: no fact will come any more
+            kept = self._keep(event.uniqueid, event.at)
             self._confirmed = max(self._confirmed, kept.tell(event.kind, event.at, now))
             if event.kind == "CHAN_END":
-                # The journal is in order: what it has not told by now did not happen in the dialplan any more.
-                self._confirmed = max(self._confirmed, *(at for at, _ in kept.untold), 0.0)
-                kept.untold.clear()
-                kept.closed = True
+                self._confirmed = max(self._confirmed, kept.close())
                 self._ended(event.uniqueid)
             self._settle(event.uniqueid, kept)
 
@@ -181,13 +208,23 @@ class Emergency:
                 kept.tell("CHAN_START", 0.0, 0.0)
                 self._settle(call_id, kept)
 
+    def _cut_before(self, boot: float) -> None:
+        """Asterisk was started then: what it carried before is over, and the journal tells no more of it."""
+        for call_id, kept in self._calls.items():
+            if kept.began < boot and not kept.closed:
+                self._confirmed = max(self._confirmed, kept.cut())
+                self._ended(call_id)
+                self._settle(call_id, kept)
+                if kept.untold:
+                    self._open.add(call_id)
+
     def _settle(self, call_id: str, kept: _Kept) -> None:
         """Has the journal told all, and the emergency record nothing?"""
         if not kept.untold and not kept.written:
             self._open.discard(call_id)
 
     def _begin(self, call_id: str, channel: str, at: float, number: str, name: str, sip_call_id: str) -> None:
-        kept = self._keep(call_id)
+        kept = self._keep(call_id, at)
         if self._known(call_id):  # by a daemon before this one: who calls is told already
             kept.ahead.setdefault("CHAN_START", [0.0])
             self._add(call_id, at, "CHAN_START", channel)
@@ -203,11 +240,11 @@ class Emergency:
         if invite is not None:
             self._add(call_id, at, "IDENTITY", channel, extra=f"{quote(invite.identity)}|{quote(invite.sender)}")
 
-    def _keep(self, call_id: str) -> _Kept:
+    def _keep(self, call_id: str, began: float) -> _Kept:
         if call_id not in self._calls:
-            self._calls[call_id] = _Kept()
-            if len(self._calls) > _CALLS_MAX:
-                self._forget(next(iter(self._calls)))
+            if len(self._calls) >= _CALLS_MAX:
+                self._forget(next(iter(self._over or self._calls)))
+            self._calls[call_id] = _Kept(began)
         return self._calls[call_id]
 
     def _ended(self, call_id: str) -> None:
@@ -263,8 +300,9 @@ class Emergency:
             )
         while self._over and now - (oldest := next(iter(self._over.items())))[1] > _KEPT_S:
             kept = self._calls[oldest[0]]
-            if self._fault is not None and kept.untold and len(self._calls) < _CALLS_MAX:
-                break  # nobody has written it yet
+            unwritten = self._fault is not None or self._ledger_journal().fault is not None
+            if unwritten and kept.untold and len(self._calls) < _CALLS_MAX:
+                break  # nobody has written it yet, that is known
             self._forget(oldest[0])
 
     async def _read_up_to(self, now: float) -> float:

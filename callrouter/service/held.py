@@ -41,6 +41,10 @@ class Held:
                     del self._holds[channel_id]
                     self._gone.put_nowait(channel_id)
 
+    def forget(self) -> None:
+        """Events were missed: whom we took for held may talk. (Session timers end what is dead.)"""
+        self._holds.clear()
+
     async def run(self) -> None:
         """End what a phone that is gone held, until cancelled."""
         while True:

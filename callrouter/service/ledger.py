@@ -155,7 +155,11 @@ class Ledger:
                     self._on_read(batch.events)
                 async with self._turn:
                     facts = self._fold(batch, source)
-                    await self._persist(lambda c, b=batch, f=facts: self._write(c, b, f))  # type: ignore[misc]
+                    try:
+                        await self._persist(lambda c, b=batch, f=facts: self._write(c, b, f))  # type: ignore[misc]
+                    except Moved:
+                        self._told(batch, facts, source)
+                        raise
                     self._committed(batch, facts, source)
 
     async def _restore(self, connection: AsyncConnection) -> None:
@@ -192,16 +196,23 @@ class Ledger:
             else:
                 self._shown.pop(call.id, None)
                 self.ended[call.outcome] += 1
-            if source == JOURNAL:
-                self._know(call.id)
+        self._told(batch, facts, source)
 
-    def _know(self, call_id: str) -> None:
-        if call_id in self._seen:
+    def _told(self, batch: Batch, facts: Iterable[Fact], source: str) -> None:
+        """Of whom the journal told."""
+        if source != JOURNAL:
             return
-        self._seen[call_id] = None
-        if len(self._seen) > _SEEN_KEPT:
+        for call, *_ in facts:
+            if call.id not in self._seen:
+                self._seen[call.id] = None
+                self._is_written(self._expected.pop(call.id, self._journal.read_up_to))
+        while len(self._seen) > _SEEN_KEPT:
             del self._seen[next(iter(self._seen))]
-        self._written_at = max(self._written_at, self._expected.pop(call_id, self._journal.read_up_to))
+        if any(event.kind == "BOOT" for event in batch.events):
+            self._is_written(self._journal.read_up_to)
+
+    def _is_written(self, at: float) -> None:
+        self._written_at = max(self._written_at, at)
         # The journal is written again: those who came before and are still unknown were lost to it.
         for lost in [lost for lost in self._missing() if self._expected[lost] <= self._written_at]:
             del self._expected[lost]

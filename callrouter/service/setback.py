@@ -50,7 +50,7 @@ class SetBack:
         """See dialplans/queue.conf."""
         try:
             await self._ami.do({"Action": "Setvar", "Channel": channel, "Variable": "POSITION", "Value": position})
-            await self._ami.do({"Action": "Redirect", "Channel": channel, "Context": "queue", "Exten": queue, "Priority": "round"})
+            await self._ami.do({"Action": "Redirect", "Channel": channel, "Context": "queue-anew", "Exten": queue, "Priority": "1"})
         except AmiUnreachable:
             raise
         except AmiError as error:

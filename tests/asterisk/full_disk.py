@@ -1,6 +1,7 @@
 """A stack whose whole state directory is on a small disk that becomes full: run by test_full_disk.py in a mount namespace."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,10 +20,11 @@ from tools.sipp import OPERATOR_HZ
 def fill(directory: Path, leave: int = 0) -> Path:
     """Take what is free, but for so many bytes; the file that holds it."""
     path = directory / "filler"
-    path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free - leave)
-    return path
+    while True:
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file, contextlib.suppress(OSError):  # somebody wrote meanwhile: measured anew
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free - leave)
+            return path
 
 
 async def records(lab: Lab, on: bool) -> None:

@@ -119,6 +119,7 @@ async def test_a_call_is_told_once_and_its_task_ends_with_it(lab: Lab, connect: 
     await caller.hang_up()
     await until(lambda: line.ended == [call.id], "its task ends")
     assert (line.ari.calls, line.arrived) == (0, [call.id])
+    await until(lambda: lab.stack.channels() == 0, "his channel is gone")
     with pytest.raises(AriError, match="404"):
         await call.go("classified", "call_takers")
 
@@ -412,14 +413,17 @@ async def test_a_class_that_was_decided_outlives_the_timer(lab: Lab, connect: Co
             await call.go("classified", "T")  # where the timer sends a call that has left the menu and did not stop it yet
         await asyncio.Event().wait()
 
-    line = await connect(dies)
+    def classed() -> list[str]:
+        return [one for one in (lab.state / "journal" / "cel.csv").read_text().splitlines() if one.startswith('"CLASS"')]
+
+    line, before = await connect(dies), len(classed())
     await line.connected()
     caller = await lab.answered_caller()
     assert caller.answered_at is not None
     assert await _rung(taker, 5) - caller.answered_at < DEAD_AIR_S
     assert caller.live
-    classed = [line for line in (lab.state / "journal" / "cel.csv").read_text().splitlines() if line.startswith('"CLASS"')]
-    assert "fire|en|key 2" in classed[-1]
+    (told,) = await until(lambda: classed()[before:], "the journal tells the class")
+    assert "fire|en|key 2" in told
     await caller.hang_up()
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,8 +100,12 @@ async def test_every_shape(lab: Lab, shape: str, who: str, calls: int, more: tup
     real = 20 if shape == "tdos" else 0
     if real:
         assert row(text, "real callers")[1:5] == [str(real)] * 3 + ["none"]
-    await until(lambda: len(lab.all_tickets()) == before + calls + real, "a ticket each")
-    new = lab.all_tickets()[: calls + real]
+
+    def over() -> list[dict[str, Any]] | None:
+        tickets = lab.all_tickets()
+        return tickets if len(tickets) == before + calls + real and all(one["call"]["ended_at"] for one in tickets) else None
+
+    new = (await until(over, "a ticket each"))[: calls + real]
     assert len({one["caller"]["number"] for one in new}) == calls + real  # few enough for each attacker to ring once
     if shape == "surge":
         assert sum(one["call"]["outcome"] == "abandoned_ivr" for one in new) == 9  # six of ten

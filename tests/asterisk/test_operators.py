@@ -61,7 +61,7 @@ async def test_who_lets_it_ring_is_skipped_shown_and_ready_again_by_himself(lab:
     await until(lambda: deaf.dialogs, "he is rung")
     await until(lambda: lab.member(deaf.user) == "ringing", "that is shown")
     await until(
-        lambda: lab.metrics()['callrouter_operators{queue="medical",state="ringing"}'] == 1, "the daemon's metrics tell it too"
+        lambda: lab.metrics().get('callrouter_operators{queue="medical",state="ringing"}') == 1, "the daemon's metrics tell it too"
     )
     awake = await lab.operator("medical")
     assert await talks_to(awake) is awake

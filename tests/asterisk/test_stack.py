@@ -69,7 +69,7 @@ class Place:
         files = {name: self.state / "run" / f"{name}.pid" for name in ("supervisord", *PROGRAMS)}
         found = {}
         for name, path in files.items():
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, ValueError):
                 found[name] = int(path.read_text())
         return found
 
@@ -209,7 +209,7 @@ async def test_a_daemon_that_ended_for_good_is_started_by_the_next_up(place: Pla
     profile.write_text(good + "surprise = 1\n")
     os.kill(pids["daemon"], signal.SIGKILL)
     log = place.state / "log" / "daemon.log"
-    await until(lambda: f"callrouter: {profile}:" in log.read_text(), "the new one says what is wrong", 5)
+    await until(lambda: f"callrouter: {profile}:" in log.read_text(), "the new one says what is wrong", 15)
     await until(lambda: not any(one.endswith("callrouter run ") for one in place.processes()), "and ends")
     done = place.make("up")
     assert done.returncode != 0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from callrouter.config import ROOT
-from tests.chaos.steps import seconds_until_answered, stopped, talk
+from tests.chaos.steps import console_answers, seconds_until_answered, stopped, talk
 from tests.support import until
 from tests.support.lab import Lab
 from tools.sipp import OPERATOR_HZ
@@ -27,12 +27,6 @@ def make_status(lab: Lab) -> tuple[int, str]:
     command = [sys.executable, "-m", "tools.stack", "status"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
-
-
-def answers(lab: Lab) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(lab.get("/healthz"))
-    return False
 
 
 def pids(lab: Lab) -> dict[str, int | None]:
@@ -131,7 +125,7 @@ async def test_a_daemon_and_a_console_that_hang_are_restarted(lab: Lab) -> None:
         for name in ("daemon", "web"):
             await until(lambda name=name: pids(lab)[name] not in (None, before[name]), f"{name} is restarted", 40)  # type: ignore[misc]
             print(f"{name} restarted after {time.monotonic() - hung:.1f} s")
-    await until(lambda: answers(lab), "the console answers again")
+    await until(lambda: console_answers(lab), "the console answers again")
     await lab.ready(10)
     assert pids(lab)["asterisk"] == before["asterisk"]
     assert operator.dialogs

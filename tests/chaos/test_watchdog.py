@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.request
 
+import pytest
+
 from tests.chaos.steps import component, deadlocked, dump, kills, log_of, seconds_until_answered, stopped, talk
 from tests.support import until
 from tests.support.lab import Lab
@@ -76,6 +78,7 @@ async def test_a_deadlock_with_a_talk_on_is_an_alarm_and_no_kill(lab: Lab) -> No
     assert (await lab.ticket(caller))["call"]["outcome"] == "answered"
 
 
+@pytest.mark.alone
 async def test_a_deadlock_without_a_talk_ends_within_15_s(lab: Lab) -> None:
     before, wedged = kills(lab), time.monotonic() + 1  # a second to find the threads
     async with deadlocked(lab.pid("asterisk"), spare_a_second=10**9):
@@ -85,6 +88,7 @@ async def test_a_deadlock_without_a_talk_ends_within_15_s(lab: Lab) -> None:
     assert log_of(lab, "was wedged: killed")[-1]["activity"] == "IDLE"
 
 
+@pytest.mark.alone
 async def test_overload_and_a_reload_storm_kill_nobody(lab: Lab) -> None:
     caller, _ = await talk(lab)
     pid, before, worst, reloads = lab.pid("asterisk"), kills(lab), dict.fromkeys(("sip", "ami"), 0.0), 0

@@ -21,7 +21,7 @@ from callrouter.service.ledger import Ledger
 from callrouter.store.schema import call
 from tests.store.test_calls import CITY
 from tests.support import until
-from tests.support.journal import BEGIN, OPERATOR, append, call_id, events, line
+from tests.support.journal import BEGIN, OPERATOR, append, boot, call_id, events, line
 
 
 class Records:
@@ -184,3 +184,59 @@ async def test_a_record_that_two_readers_tell_vouches_for_one_fact(tmp_path: Pat
     with patch("callrouter.service.emergency.LATE_S", 0.0):
         await emergency.look(time.monotonic())
     assert not emergency.status().ok
+
+
+async def test_a_caller_whom_a_killed_asterisk_carried_is_lost_and_no_alarm(database: AsyncEngine, tmp_path: Path) -> None:
+    """The daemon knew of a decision, and of a caller, that the journal never tells."""
+    journal = tmp_path / "journal" / "cel.csv"
+    journal.parent.mkdir()
+    async with Records(database, tmp_path) as new:
+        for n in (1, 2):
+            new.emergency.arrived(channel(n))
+        append(journal, b"".join(map(line, events(1)[:5])))
+        await until(lambda: new.ledger.calls_in_progress == 1, "the journal tells of the first")
+        new.emergency.decided(call_id(1), Route("fire", "fire", "id", "key 2"))
+        await until(lambda: new.emergency.calls == 2, "both are in the emergency record", LATE_S + 3)
+        await until(lambda: new.ledger.calls_in_progress == 2, "and in the ledger")
+        new.emergency.arrived(channel(3))  # and Asterisk dies
+        append(journal, line(boot(BEGIN + 10)))
+        await until(lambda: new.ledger.ended["lost"] >= 3 and not new.ledger.calls_in_progress, "all three are lost")
+        await until(lambda: new.emergency.status().ok, "the journal is written")
+        await asyncio.sleep(1)  # the emergency record is read twice a second: nobody comes back
+        assert not new.ledger.calls_in_progress
+    async with database.connect() as connection:
+        rows = (await connection.execute(sa.select(call.c.call_id, call.c.outcome, call.c.ended_at))).all()
+    assert sorted((one, outcome) for one, outcome, _ in rows) == [(call_id(n), "lost") for n in (1, 2, 3)]
+    assert all(ended_at is not None for *_, ended_at in rows)
+
+
+async def test_a_menu_that_gives_a_caller_back_twice_misses_no_record(tmp_path: Path) -> None:
+    """As when the connection ends right after the first time."""
+    unread = Journal(tmp_path / "journal" / "cel.csv", {})
+    emergency = Emergency(tmp_path / "emergency" / "cel.csv", tmp_path, lambda: unread, lambda _: False, lambda _: None)
+    emergency.journaled(events(1)[:5])
+    decided = facts(1)[1]
+    decided(emergency)  # of one whom nobody told yet: nothing to keep
+    emergency.arrived(channel(1))
+    decided(emergency)
+    decided(emergency)
+    emergency.journaled(events(1)[:-4])
+    with patch("callrouter.service.emergency.LATE_S", 0.0):
+        await emergency.look(time.monotonic())
+    assert emergency.status().ok
+
+
+async def test_what_is_caught_up_of_old_days_is_not_kept(tmp_path: Path) -> None:
+    """However many calls a journal tells: those in progress are not forgotten for them."""
+    unread = Journal(tmp_path / "journal" / "cel.csv", {})
+    emergency = Emergency(tmp_path / "emergency" / "cel.csv", tmp_path, lambda: unread, lambda _: False, lambda _: None)
+    emergency.arrived(channel(1))
+    with patch("callrouter.service.emergency._CALLS_MAX", 10):
+        for n in range(2, 30):
+            emergency.journaled(events(n))
+        for n in range(30, 60):
+            emergency.journaled([one._replace(at=time.time()) for one in events(n)])
+    with patch("callrouter.service.emergency.LATE_S", 0.0):
+        await emergency.look(time.monotonic())
+    assert emergency.calls == 1
+    assert call_id(1) in (tmp_path / "emergency" / "cel.csv").read_text()

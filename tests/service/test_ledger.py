@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from callrouter.asterisk.cel import RECORD_MAX
@@ -445,6 +445,43 @@ async def test_a_caller_whom_the_journal_knows_is_not_missed(database: AsyncEngi
         await taken(made, 2 * len(events(1)))
         await asyncio.sleep(2.3)  # longer than a missing one is waited for
         assert made.status().ok
+        assert made.unjournaled == 0
+
+
+async def test_an_asterisk_that_was_started_anew_writes_the_journal(database: AsyncEngine, journal: Path) -> None:
+    """A caller who died with the Asterisk before, and of whom it could tell nothing any more, is no alarm."""
+    async with following(database, journal) as made:
+        await until(lambda: made.status().ok, "it follows")
+        made.arrived(call_id(1))
+        await until(lambda: not made.status().ok, "he is missed", 5)
+        append(journal, line(boot(BEGIN + 5)))
+        await until(lambda: made.status().ok, "all is well again")
+        assert made.unjournaled == 1
+
+
+async def test_who_is_told_by_a_commit_whose_answer_is_lost_is_not_missed(
+    database: AsyncEngine, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+
+    @asynccontextmanager
+    async def cut_once(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        async with schema.writing(database) as connection:
+            yield connection
+        if made.calls_in_progress == 0 and not lost and await count(database, call):
+            lost.append("the commit of his call")
+            raise sa.exc.OperationalError("COMMIT", {}, ConnectionError("lost"))
+
+    monkeypatch.setattr("callrouter.service.ledger.writing", cut_once)
+    async with following(database, journal) as made:
+        await until(lambda: made.status().ok, "it follows")
+        made.arrived(call_id(1))
+        append(journal, records(1))
+        await until(lambda: lost, "the commit's answer is lost")
+        made.arrived(call_id(2))  # the reader goes on
+        append(journal, records(2))
+        await until(lambda: made.ended["answered"], "the next one is told")
+        assert made.knows(call_id(1))
         assert made.unjournaled == 0
 
 

@@ -218,7 +218,7 @@ async def test_nothing_that_is_asked_breaks_the_search(database: AsyncEngine, q:
     await page(database, Filters(q=q))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4), st.data())
 def test_whatever_a_caller_is_called_his_names_beginning_finds_him(names: list[str], data: st.DataObject) -> None:
     """In plain SQL of SQLite, in memory: the search against what normalising and casefolding say."""

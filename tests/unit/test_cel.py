@@ -70,7 +70,7 @@ def test_any_text_in_any_field_comes_back(rows: list[tuple[str, ...]], limit: in
         assert read_all(Journal(here / "cel.csv", {}), limit) == (written, [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events, st.data())
 def test_written_in_pieces_rotated_and_resumed_everything_comes_once(written: list[Event], data: st.DataObject) -> None:
     """Any pieces; between any two a look, a new reader that resumes, a rename, or a copytruncate."""
@@ -113,7 +113,6 @@ def _balanced(data: bytes) -> bool:
     return data.count(b'"') % 2 == 0
 
 
-@settings(deadline=None)
 @given(events.filter(len), text, st.data())
 def test_torn_by_a_crash_the_rest_is_saved(written: list[Event], name: str, data: st.DataObject) -> None:
     """A record is cut anywhere; the next begins right behind it, or on a line of its own (tools/start.py)."""

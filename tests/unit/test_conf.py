@@ -285,7 +285,7 @@ def test_a_control_character_is_refused_before_anything_is_written(
     assert after["generated/operators.conf"] == before["generated/operators.conf"]
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20))
 def test_any_other_text_stays_in_its_value(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     state = tmp_path_factory.mktemp("v")

@@ -169,7 +169,7 @@ def test_a_file_that_is_no_sound_is_told(data: bytes, render: Render, city: Path
     assert "16 bit" in str(refusal.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_damage_is_told_or_heard(data: st.DataObject) -> None:
     damaged = bytearray(whole_wav())

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from callrouter.asterisk.cel import Journal
@@ -59,7 +59,6 @@ def test_a_new_journal_begins_with_boot(before: bytes | None, tmp_path: Path) ->
     assert journal.read_text() == boot_record(1795532388.080925)
 
 
-@settings(deadline=None)
 @given(st.integers(1, len(RECORD)))
 def test_boot_is_read_after_a_record_torn_anywhere(cut: int) -> None:
     """What is torn is set aside, whole records stay, and the call that was open is over."""
