@@ -28,7 +28,7 @@ JOURNAL_MAX = 64 << 20
 _LOOK_S, _ANSWER_S = 1.0, 1.5  # longer without an answer: the database is told as not well
 _HOUSEKEEPING = timedelta(hours=1)
 _CLOSED_AFTER_S = 5.0  # MixMonitor writes every 2 s: nothing for this long, and nobody writes any more
-_NOT_WRITTEN_AFTER_S = 1.5  # MixMonitor makes the file with the first audio, 0.04 s after the answer; told within 3 s then
+_NOT_WRITTEN_AFTER_S = 1.0  # MixMonitor makes the file with the first audio, 0.04 s after the answer; told within 3 s then
 _SHORT_BY_S, _SHORT_BY = 3.0, 0.1  # of the answered time: less than this may be missing at the ends
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF header as Asterisk writes it: 44 bytes, one data chunk
 NO_AUDIO = _HEADER.size  # bytes: a file of at most so many is no recording, Asterisk died before the first audio
