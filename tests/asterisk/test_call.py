@@ -64,7 +64,6 @@ async def test_a_key_leads_to_its_queue_with_audio_both_ways(lab: Lab, key: str,
     assert has_tone(samples, OPERATOR_HZ)
 
 
-@pytest.mark.alone
 async def test_silence_reaches_a_human_after_12_seconds(lab: Lab) -> None:
     taker = await lab.operator("call_takers")
     caller = await lab.answered_caller(hz=None)

@@ -186,7 +186,6 @@ async def test_a_daemon_waits_for_its_predecessors_end_and_no_caller_for_its_por
     assert (ticket["class"], ticket["notes"]) == ("medical", [])
 
 
-@pytest.mark.alone
 async def test_asterisk_away_and_back(lab: Lab) -> None:
     ports = lab.stack.ports
     with lab.nobody_restarts():
@@ -291,7 +290,6 @@ async def test_a_replaced_database_is_told_and_its_return_too(lab: Lab) -> None:
     await _away_and_back(lab, lambda: move(lab.state, aside), back)
 
 
-@pytest.mark.alone
 async def test_a_disk_that_hangs_is_told_and_its_return_too(lab: Lab) -> None:
     """A FIFO in the place of the file that is written each second: opening it waits, as on a disk that hangs."""
     both, probe = (lab.stack.ports.console, lab.stack.ports.daemon), lab.state / ".writable"
@@ -307,7 +305,6 @@ async def test_a_disk_that_hangs_is_told_and_its_return_too(lab: Lab) -> None:
         await until(lambda port=port: readyz(port)["status"] == "ready", "that is told", CONTRACT_S)  # type: ignore[misc]
 
 
-@pytest.mark.alone
 async def test_a_call_that_is_not_recorded_is_told(lab: Lab) -> None:
     await (await lab.answered_caller()).hang_up()
     year = lab.state / "recordings" / f"{datetime.now(UTC):%Y}"

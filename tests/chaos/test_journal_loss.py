@@ -137,7 +137,6 @@ def right(ticket: dict[str, Any], caller: Dialog, outcome: str, queue: str | Non
     assert abs(at(call["ended_at"]) - caller.ended_at - epoch) < 1
 
 
-@pytest.mark.alone
 async def test_full(lab: Lab) -> None:
     """Calls of every kind with not one record in the journal."""
     operator, silent = await lab.operator("medical"), await lab.operator("fire", ring=None)

@@ -78,7 +78,6 @@ async def test_a_deadlock_with_a_talk_on_is_an_alarm_and_no_kill(lab: Lab) -> No
     assert (await lab.ticket(caller))["call"]["outcome"] == "answered"
 
 
-@pytest.mark.alone
 async def test_a_deadlock_without_a_talk_ends_within_15_s(lab: Lab) -> None:
     before, wedged = kills(lab), time.monotonic() + 1  # a second to find the threads
     async with deadlocked(lab.pid("asterisk"), spare_a_second=10**9):

@@ -43,7 +43,6 @@ async def connected(make: Make, **operator: Any) -> tuple[Dialog, Dialog]:
     return caller, theirs
 
 
-@pytest.mark.alone
 async def test_a_call_with_audio_both_ways_and_its_instants(phone: Make) -> None:
     callee = await phone(address="127.0.0.2", on_invite=answers(0.2), source=tone(800))
     caller = await (await phone(callee, source=tone(440))).call("112")
@@ -141,7 +140,6 @@ async def test_nobody_there(phone: Make, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class TestKeys:
-    @pytest.mark.alone
     async def test_by_rfc_4733(self, phone: Make) -> None:
         caller, operator = await connected(phone)
         for key in "1*11":
@@ -183,7 +181,6 @@ class TestKeys:
         assert asked < await caller.press_info("3") < asked + 0.5
 
 
-@pytest.mark.alone
 async def test_hold_and_back(phone: Make) -> None:
     caller, operator = await connected(phone)
     await until(lambda: operator.media.heard.packets > 5, "they talk")

@@ -40,7 +40,6 @@ def of(operator: Phone, number: str) -> Dialog:
     return next(one for one in operator.dialogs.values() if one.invite and f"<sip:{number}@" in one.invite.header("from"))
 
 
-@pytest.mark.alone
 async def test_callers_press_their_own_keys_by_rfc_4733_all_at_once(operator: Phone, sipp: Sipp) -> None:
     rows = [(f"08120000000{n}", f"Caller {n}", keys) for n, keys in enumerate(("1", "2", "*3", "1", "0", "4"))]
     run = sipp.callers("caller_keys", rows, before_ms=300, stay_ms=2500, rate=20)
@@ -128,7 +127,6 @@ async def caller(operator: Phone) -> AsyncIterator[Phone]:
     await phone.close()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(("scenario", "hz"), [("operator_answers", OPERATOR_HZ), ("operator_echoes", CALLER_HZ)])
 async def test_operators_ring_and_talk(sipp: Sipp, caller: Phone, scenario: str, hz: float) -> None:
     run = sipp.operators(_PORT, ring_ms=400, scenario=scenario)
