@@ -53,7 +53,7 @@ class _Kept:
 
     def tell(self, kind: str, at: float, now: float) -> float:
         """The journal told that, of the time `at`. When its fact came; 0 if it has not come, or was told before."""
-        if (kind, at) in self.told or len(self.told) > _FACTS_MAX:
+        if (kind, at) in self.told:
             return 0.0
         self.told.add((kind, at))
         for n, (came, other) in enumerate(self.untold):
@@ -89,11 +89,11 @@ class _Kept:
 
     def cut(self) -> float:
         """Asterisk was started anew: the call is over. When the last fact was that it had not told."""
-        if not (self.facts and (self.written or self.lacks("CHAN_START") or self.lacks("CHAN_END"))):
-            return self.close()  # the journal knows as much as we do
+        ours = self.written or self.lacks("CHAN_START") or self.lacks("CHAN_END")  # else the journal knows as much as we do
         last = self.close()
-        self.facts.append(self.facts[-1]._replace(kind="CUT", app="", peer="", extra=""))
-        self.untold.append((0.0, "CUT"))  # so that it is written
+        if ours:
+            self.facts.append(self.facts[-1]._replace(kind="CUT", app="", peer="", extra=""))
+            self.untold.append((0.0, "CUT"))  # so that it is written
         return last
 
 
@@ -215,8 +215,6 @@ class Emergency:
                 self._confirmed = max(self._confirmed, kept.cut())
                 self._ended(call_id)
                 self._settle(call_id, kept)
-                if kept.untold:
-                    self._open.add(call_id)
 
     def _settle(self, call_id: str, kept: _Kept) -> None:
         """Has the journal told all, and the emergency record nothing?"""

@@ -1,7 +1,7 @@
 """A stack whose whole state directory is on a small disk that becomes full: run by test_full_disk.py in a mount namespace."""
 
 import asyncio
-import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -22,9 +22,13 @@ def fill(directory: Path, leave: int = 0) -> Path:
     path = directory / "filler"
     while True:
         path.unlink(missing_ok=True)
-        with path.open("wb") as file, contextlib.suppress(OSError):  # somebody wrote meanwhile: measured anew
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free - leave)
+        try:
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(directory).free - leave)
             return path
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # somebody wrote meanwhile: measured anew
+                raise
 
 
 async def records(lab: Lab, on: bool) -> None:

@@ -19,7 +19,7 @@ from callrouter.phone.audio import tone
 from callrouter.profile import load_profile
 from callrouter.service.operators import Operators
 from callrouter.store import schema
-from tests.support import until
+from tests.support import until, until_found
 from tests.support.database import of_a_stack
 from tests.support.ports import AUDIO_PORTS, leased_offset
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
@@ -115,15 +115,15 @@ class Lab:
         self.sipp.stop()
 
     async def ready(self, seconds: float = 15) -> None:
-        """Until every component of the stack is well; fails with those that are not."""
+        """Until every component of the stack is well; fails with those that are not. Phones go on meanwhile."""
         state: dict[str, Any] = {}
 
-        def well() -> bool:
-            state.update(self.stack.ready())
+        async def well() -> bool:
+            state.update(await asyncio.to_thread(self.stack.ready))
             return bool(state["status"] == "ready")
 
         try:
-            await until(well, "the stack is ready", seconds)
+            await until_found(well, "the stack is ready", seconds)
         except AssertionError as error:
             wrong = {name: one["detail"] for name, one in state["components"].items() if not one["ok"]}
             raise AssertionError(f"{error}: {wrong}") from None
