@@ -2,7 +2,9 @@
 
 import asyncio
 
-from callrouter.store import schema
+import sqlalchemy as sa
+
+from callrouter.store.database import Database
 
 _FIRST = "2025-01-01"
 # Per dialect: instant of row i (evenly over 2025, UTC), day of it as text, an empty JSON list, a number in at least four digits.
@@ -38,14 +40,10 @@ def fill(url: str, count: int) -> None:
 
 
 async def filled(url: str, count: int) -> None:
-    database = schema.engine(url)
+    database = Database(url)
     try:
-        async with schema.writing(database) as connection:
-            for statement in _statements(connection.dialect.name, count):
-                await connection.exec_driver_sql(statement)
-        async with database.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.exec_driver_sql("ANALYZE")  # what PostgreSQL's autovacuum does within a minute
+        await database.write(lambda c: [c.exec_driver_sql(one) for one in _statements(database.dialect, count)])
+        await database.write(sa.Connection.exec_driver_sql, "ANALYZE")  # what PostgreSQL's autovacuum does within a minute
     finally:
         await database.dispose()
 

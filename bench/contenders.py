@@ -34,6 +34,7 @@ from callrouter.domain.reconcile import SETTLE_S
 from callrouter.profile import load_profile
 from callrouter.service.operators import REALM, new_password
 from callrouter.store import people, schema
+from callrouter.store.database import Database
 from callrouter.store.people import Operator
 from tests.support.database import new_database, server_of_our_own
 from tests.support.lab import Lab, make_stack, start
@@ -271,11 +272,10 @@ class Callrouter(Contender):
 
     def _count(self, where: sa.ColumnElement[bool]) -> int:
         async def count() -> int:
-            database = schema.engine(self.settings.database_url)
+            database = Database(self.settings.database_url)
             try:
-                async with database.connect() as connection:
-                    query = sa.select(sa.func.count()).select_from(schema.call).where(where)
-                    return int(await connection.scalar(query) or 0)
+                query = sa.select(sa.func.count()).select_from(schema.call).where(where)
+                return int(await database.read(sa.Connection.scalar, query) or 0)
             finally:
                 await database.dispose()
 
@@ -331,12 +331,15 @@ async def _signed_up(url: str, count: int) -> list[tuple[str, str]]:
     """(user, password) of new operators, written straight into the database: nobody signs in at the console, whose hashes
     would take minutes of the processor."""
     made = [(f"op-bench{n:03d}", new_password()) for n in range(count)]
-    database = schema.engine(url)
+    database = Database(url)
+
+    def sign_up(connection: sa.Connection) -> None:
+        for user, password in made:
+            ha1 = hashlib.md5(f"{user}:{REALM}:{password}".encode(), usedforsecurity=False).hexdigest()
+            people.add_operator(connection, Operator(user, user, ha1, user, "none", ((QUEUE, 0), ("call_takers", 0))))
+
     try:
-        async with schema.writing(database) as connection:
-            for user, password in made:
-                ha1 = hashlib.md5(f"{user}:{REALM}:{password}".encode(), usedforsecurity=False).hexdigest()
-                await people.add_operator(connection, Operator(user, user, ha1, user, "none", ((QUEUE, 0), ("call_takers", 0))))
+        await database.write(sign_up)
     finally:
         await database.dispose()
     return made

@@ -10,6 +10,7 @@ from callrouter.profile import Profile
 from callrouter.service import ledger
 from callrouter.service.setup import city
 from callrouter.store import schema
+from callrouter.store.database import Database
 from tests.support.database import new_database, server_of_our_own
 from tests.support.journal import FATES, events, line
 
@@ -22,7 +23,7 @@ def seconds(kind: str, calls: int, profile: Profile) -> float:
         with journal.open("wb") as file:
             for n in range(calls):
                 file.writelines(map(line, events(n, FATES[n % len(FATES)])))
-        url = f"sqlite+aiosqlite:///{directory}/callrouter.db"
+        url = f"sqlite:///{directory}/callrouter.db"
         if kind == "postgresql":
             url = new_database(held.enter_context(server_of_our_own()).get_uri())
         schema.migrate(url)
@@ -32,7 +33,7 @@ def seconds(kind: str, calls: int, profile: Profile) -> float:
 
 
 async def _replayed(url: str, journal: Path, profile: Profile) -> tuple[float, ledger.Replayed]:
-    database = schema.engine(url)
+    database = Database(url)
     try:
         began = time.monotonic()
         done = await ledger.replay(database, journal, city(profile), "none", lambda done, total: None)

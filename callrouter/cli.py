@@ -173,7 +173,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
 
-    from callrouter.store.schema import AWAY, error_text
+    from callrouter.store.database import AWAY, error_text
 
     if not isinstance(error, AWAY):
         return None

@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     @field_validator("database")
     @classmethod
     def _known_driver(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("sqlite+aiosqlite://", "postgresql+asyncpg://")):
-            raise ValueError("must start with sqlite+aiosqlite:// or postgresql+asyncpg://")
+        if url is not None and not url.startswith(("sqlite://", "sqlite+aiosqlite://", "postgresql+asyncpg://")):
+            raise ValueError("must start with sqlite:// or postgresql+asyncpg://")
         if url is not None and url.startswith("postgresql"):
             cls._refuse_options(url)
         return url
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def database_url(self) -> str:
-        return self.database or f"sqlite+aiosqlite:///{self.state / 'callrouter.db'}"
+        return self.database or f"sqlite:///{self.state / 'callrouter.db'}"
 
     @property
     def runtime(self) -> Path:

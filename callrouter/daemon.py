@@ -46,7 +46,7 @@ from callrouter.service.siptrace import SipTrace
 from callrouter.service.standing import Standing
 from callrouter.service.upkeep import Upkeep
 from callrouter.service.watchdog import Watchdog
-from callrouter.store import schema
+from callrouter.store.database import Database
 from callrouter.web.health import add_health
 from callrouter.web.problem import problems
 
@@ -61,7 +61,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
         state, ports = settings.state, settings.ports(profile)
-        self.database = schema.engine(settings.database_url)
+        self.database = Database(settings.database_url)
         self.gauges, self.parts = Gauges(), Parts()
         self.pulse = Pulse(self.gauges.registry)
         server = (profile.network.sip_address, ports.sip)

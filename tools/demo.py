@@ -29,7 +29,7 @@ from callrouter.config import ROOT, Settings
 from callrouter.phone.audio import has_tone
 from callrouter.profile import Profile, load_profile
 from callrouter.service.operators import Operators
-from callrouter.store import schema
+from callrouter.store.database import Database
 from tools.sipp import CALLER_HZ, OPERATOR_HZ, Sipp
 from tools.stack import Stack, StackError
 
@@ -142,7 +142,7 @@ def _stack() -> Stack:
 
 async def _people(stack: Stack) -> tuple[str, list[tuple[str, str]]]:
     """An admin's token, and two operators for each queue (three where callers without a class go)."""
-    database = schema.engine(stack.settings.database_url)
+    database = Database(stack.settings.database_url)
     try:
         service = Operators(stack.settings, stack.profile, database)
         made = []

@@ -16,7 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from callrouter.health import Component, Health
+
+log = structlog.get_logger(__name__)
 
 _SETTLE_S = 2.0  # a 401 is no refusal if the same call comes again with credentials in this time
 _FORGET_S = 180.0
@@ -25,7 +29,8 @@ _TAG = re.compile(r";\s*tag=([^;>\s]*)", re.I)
 # The first CSeq, and its method where that stands plainly on the line: most messages are of no interest, and told by it alone.
 _CSEQ = re.compile(r"\n(?![ \t])[^\S\n]*[cC][sS][eE][qQ][^\S\n]*:(?:[^\S\n]*\d{1,10}[^\S\n]+([A-Z]+)[^\S\n]*\n(?![ \t]))?")
 _BUFFER = 4 << 20  # bytes asked of the kernel for what comes while nobody reads
-_PAUSE_S = 0.04  # between two readings under load: one turn of the event loop for many packets, not for each
+PAUSE_S, _SHORT_PAUSE_S, _MANY = 0.1, 0.04, 32  # between two readings, and after one that took many packets: one turn of the
+# event loop for many of them, not for each. Who needs what has come by now takes it himself.
 _PACKETS_MAX, _PACKET_MAX = 256, 65_535  # packets a reading, bytes a packet
 _SO_MEMINFO, _DROPS = 55, 8  # linux/sock_diag.h, asm-generic/socket.h: a socket's counters, and that of dropped packets
 
@@ -221,12 +226,14 @@ class HepListener:
                 continue
             try:
                 self._health.set(True, f"listening on UDP port {self._address[1]}")
-                dropped = 0
+                dropped, settled = 0, time.monotonic()
                 self._on_listening()
-                self._wait(listener)
                 while True:
-                    await asyncio.sleep(_SETTLE_S / 2)
-                    self._refusals.settle(time.monotonic())
+                    await asyncio.sleep(PAUSE_S if self._turn() < _MANY else _SHORT_PAUSE_S)
+                    if (now := time.monotonic()) - settled < _SETTLE_S / 2:
+                        continue
+                    settled = now
+                    self._refusals.settle(now)
                     before, dropped = dropped, _drops(listener)
                     if dropped > before:
                         self._on_gap(f"{dropped - before} packets dropped")
@@ -234,7 +241,6 @@ class HepListener:
             finally:
                 self._on_gap("listener closed")
                 self._socket = None
-                asyncio.get_running_loop().remove_reader(listener)
                 listener.close()
 
     def take(self) -> int:
@@ -265,25 +271,12 @@ class HepListener:
         self._socket = listener
         return listener
 
-    def _wait(self, listener: socket.socket) -> None:
-        asyncio.get_running_loop().add_reader(listener, self._first, listener)
-
-    def _first(self, listener: socket.socket) -> None:
-        """Something came after a quiet moment."""
-        asyncio.get_running_loop().remove_reader(listener)
-        self._turn(listener)
-
-    def _turn(self, listener: socket.socket) -> None:
-        if self._socket is not listener:
-            return  # closed meanwhile
-        taken = 1
+    def _turn(self) -> int:
         try:
-            taken = self.take()
-        finally:
-            if taken:
-                asyncio.get_running_loop().call_later(_PAUSE_S, self._turn, listener)
-            else:
-                self._wait(listener)
+            return self.take()
+        except Exception:
+            log.exception("mirrored SIP message not understood; left out")
+            return 0
 
 
 def _drops(listener: socket.socket) -> int:

@@ -18,7 +18,8 @@ from callrouter.profile import Profile, load_profile
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from callrouter.store.database import Database
+
 
 _WIDE = 10_000
 T = TypeVar("T")
@@ -36,18 +37,18 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-def with_database(work: Callable[[Settings, Profile, AsyncEngine], Awaitable[T]]) -> T:
+def with_database(work: Callable[[Settings, Profile, Database], Awaitable[T]]) -> T:
     """Run `work` with the database open, and close it."""
     import asyncio
 
-    from callrouter.store import schema
+    from callrouter.store.database import Database, sqlite_file
 
     async def opened() -> T:
         here, profile = use()
-        file = schema.sqlite_file(here.database_url)
+        file = sqlite_file(here.database_url)
         if file is not None and not file.exists():  # opening it would make an empty one
             fail(f"there is no database at {file}: run `callrouter migrate`, or is CALLROUTER_STATE right?")
-        database = schema.engine(here.database_url)
+        database = Database(here.database_url)
         try:
             return await work(here, profile, database)
         finally:

@@ -9,11 +9,10 @@ import typer
 from callrouter.commands import Json, fail, print_json, print_table, with_database
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from callrouter.config import Settings
     from callrouter.profile import Profile
     from callrouter.service.ledger import Replayed
+    from callrouter.store.database import Database
 
 journal = typer.Typer(no_args_is_help=True, help="The journal that Asterisk writes, and what became of it.")
 
@@ -21,21 +20,23 @@ journal = typer.Typer(no_args_is_help=True, help="The journal that Asterisk writ
 @journal.command("status")
 def status(as_json: Json = False) -> None:
     """Bytes written and read, records set aside, refused INVITEs."""
+    import sqlalchemy as sa
+
     from callrouter.asterisk.cel import Journal
     from callrouter.service.ledger import NODE
     from callrouter.store import calls, counts
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any]:
-        async with database.connect() as connection:
-            journal = Journal(here.state / "journal" / "cel.csv", await calls.positions(connection, NODE))
-            written = journal.size()
-            return {
-                "bytes_written": written,
-                "bytes_read": written - journal.unread(),
-                "records_set_aside": await counts.bad_records(connection),
-                "calls_in_progress": len(await calls.open_calls(connection, NODE)),
-                "refused_invites": {str(code): n for code, n in (await counts.refused_invites(connection)).items()},
+    async def work(here: Settings, profile: Profile, database: Database) -> dict[str, Any]:
+        def stored(connection: sa.Connection) -> tuple[Journal, dict[str, Any]]:
+            return Journal(here.state / "journal" / "cel.csv", calls.positions(connection, NODE)), {
+                "records_set_aside": counts.bad_records(connection),
+                "calls_in_progress": len(calls.open_calls(connection, NODE)),
+                "refused_invites": {str(code): n for code, n in counts.refused_invites(connection).items()},
             }
+
+        journal, found = await database.read(stored)
+        written = journal.size()
+        return {"bytes_written": written, "bytes_read": written - journal.unread(), **found}
 
     found = with_database(work)
     if as_json:
@@ -56,7 +57,7 @@ def replay() -> None:
     from callrouter.service import ledger
     from callrouter.service.setup import city
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> Replayed:
+    async def work(here: Settings, profile: Profile, database: Database) -> Replayed:
         path = here.state / "journal" / "cel.csv"
         if not path.exists():
             fail(f"there is no journal at {path}: has this stack run, and is CALLROUTER_STATE right?")

@@ -10,11 +10,10 @@ from callrouter.commands import Json, fail, print_json, print_table, with_databa
 from callrouter.domain.role import ROLES
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from callrouter.config import Settings
     from callrouter.profile import Profile
     from callrouter.service.operators import Credentials
+    from callrouter.store.database import Database
 
 operator = typer.Typer(no_args_is_help=True, help="Who takes calls.")
 token = typer.Typer(no_args_is_help=True, help="Tokens of the API.")
@@ -34,7 +33,7 @@ def add(
     if not served:
         fail("--queues names no queue: write some, such as --queues medical,fire", 2)
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[Credentials, str, str | None]:
+    async def work(here: Settings, profile: Profile, database: Database) -> tuple[Credentials, str, str | None]:
         trouble = None
         try:
             made = await Operators(here, profile, database).add([name], served)
@@ -66,7 +65,7 @@ def operators(as_json: Json = False) -> None:
     from callrouter.asterisk import conf
     from callrouter.service.operators import Operators
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
+    async def work(here: Settings, profile: Profile, database: Database) -> list[dict[str, object]]:
         phones = conf.members(here)
         return [
             {
@@ -96,7 +95,7 @@ def disable(name: str) -> None:
     """No more calls for this operator; the tickets keep the name."""
     from callrouter.service.operators import NotInForce, Operators
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> bool:
+    async def work(here: Settings, profile: Profile, database: Database) -> bool:
         return await Operators(here, profile, database).disable(name)
 
     try:
@@ -115,7 +114,7 @@ def create(role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")
     if role not in ROLES:
         fail(f"there is no role {role}; the roles are: {', '.join(ROLES)}", 2)
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> str:
+    async def work(here: Settings, profile: Profile, database: Database) -> str:
         return await Operators(here, profile, database).new_token(role)
 
     print(with_database(work))
@@ -126,9 +125,8 @@ def tokens(as_json: Json = False) -> None:
     """The tokens in force, without their values."""
     from callrouter.store import people
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> list[dict[str, object]]:
-        async with database.connect() as connection:
-            found = await people.tokens(connection)
+    async def work(here: Settings, profile: Profile, database: Database) -> list[dict[str, object]]:
+        found = await database.read(people.tokens)
         return [{"id": number, "role": role, "created": made.isoformat(timespec="seconds")} for number, role, made in found]
 
     found = with_database(work)
@@ -141,11 +139,10 @@ def tokens(as_json: Json = False) -> None:
 @token.command("disable")
 def disable_token(number: Annotated[int, typer.Argument(metavar="ID", help="As `callrouter token list` shows it.")]) -> None:
     """No more access with this token, at once."""
-    from callrouter.store import people, schema
+    from callrouter.store import people
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> bool:
-        async with schema.writing(database) as connection:
-            return await people.disable_token(connection, number)
+    async def work(here: Settings, profile: Profile, database: Database) -> bool:
+        return await database.write(people.disable_token, number)
 
     if not with_database(work):
         fail(f"there is no token {number} in force: see `callrouter token list`")

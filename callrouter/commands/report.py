@@ -14,12 +14,11 @@ from callrouter.commands import Json, fail, print_json, with_database
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from callrouter.config import Settings
     from callrouter.domain.reconcile import Report
     from callrouter.profile import Profile
     from callrouter.service.reconciliation import Mended
+    from callrouter.store.database import Database
 
 report = typer.Typer(no_args_is_help=True, help="Reports.")
 _NAMES_SHOWN = 5
@@ -51,7 +50,7 @@ def reconcile(
     from callrouter.web import query
 
     async def work(
-        here: Settings, profile: Profile, database: AsyncEngine
+        here: Settings, profile: Profile, database: Database
     ) -> tuple[Report, Sequence[Mended], tuple[datetime, datetime]]:
         try:
             filters = query.read({k: v for k, v in (("from", since), ("to", until)) if v is not None}, profile).filters

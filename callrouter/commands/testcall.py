@@ -9,7 +9,8 @@ from callrouter.phone import Dialog, Phone
 from callrouter.phone.audio import tone
 from callrouter.profile import Profile
 from callrouter.service.ledger import signed_call_id
-from callrouter.store import schema, tickets
+from callrouter.store import tickets
+from callrouter.store.database import Database
 from callrouter.store.tickets import Filters
 
 _ANSWER_S, _PROMPT_S, _TICKET_S = 5.0, 3.0, 10.0
@@ -70,12 +71,11 @@ async def _heard_prompt(dialog: Dialog) -> bool:
 
 
 async def _ticket(here: Settings, call_id: str) -> str | None:
-    database = schema.engine(here.database_url)
+    database = Database(here.database_url)
     try:
         deadline = time.monotonic() + _TICKET_S
         while time.monotonic() < deadline:
-            async with database.connect() as connection:
-                page = await tickets.search(connection, Filters(), None, 20, "", "")
+            page = await database.read(tickets.search, Filters(), None, 20, "", "")
             for one in page["items"]:
                 if one["call"]["sip_call_id"] == call_id:
                     return str(one["number"]) if one["test"] else None

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pydantic import BaseModel
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from callrouter.config import Settings
     from callrouter.profile import Profile
+    from callrouter.store.database import Database
 
 ticket = typer.Typer(no_args_is_help=True, help="Tickets.")
 Class = Annotated[str | None, typer.Option("--class", help="A class of the profile, or unclassified.")]
@@ -50,7 +50,7 @@ def tickets(
     """Tickets, newest first."""
     given = _given(class_, state, outcome, since, until, district, q) | _without_none({"cursor": cursor, "limit": limit})
 
-    async def first(here: Settings, profile: Profile, database: AsyncEngine) -> tuple[dict[str, Any], tzinfo]:
+    async def first(here: Settings, profile: Profile, database: Database) -> tuple[dict[str, Any], tzinfo]:
         async for page in _pages(given, profile, database):
             return page, profile.zone
         raise AssertionError("there is always a first page")
@@ -70,9 +70,8 @@ def show(number: str, as_json: Json = False) -> None:
     from callrouter.store import tickets as store
     from callrouter.web import query
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> dict[str, Any] | None:
-        async with database.connect() as connection:
-            return await store.get(connection, number)
+    async def work(here: Settings, profile: Profile, database: Database) -> dict[str, Any] | None:
+        return await database.read(store.get, number)
 
     number = number.strip().upper()
     found = with_database(work) if query.is_number(number) else None
@@ -100,7 +99,7 @@ def export(
         fail("--format is csv or jsonl", 2)
     given = _given(class_, state, outcome, since, until, district, q) | {"limit": "500"}
 
-    async def work(here: Settings, profile: Profile, database: AsyncEngine) -> None:
+    async def work(here: Settings, profile: Profile, database: Database) -> None:
         columns, writer = _columns(Ticket), csv.writer(sys.stdout)
         begun = False
         async for page in _pages(given, profile, database):
@@ -132,14 +131,13 @@ def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.1f} s"
 
 
-async def _pages(given: dict[str, str], profile: Profile, database: AsyncEngine) -> AsyncIterator[dict[str, Any]]:
+async def _pages(given: dict[str, str], profile: Profile, database: Database) -> AsyncIterator[dict[str, Any]]:
     from callrouter.web import query
 
     cursor: dict[str, str] = {}
     while True:
         try:
-            async with database.connect() as connection:
-                page = await query.page(connection, query.read(given | cursor, profile), profile)
+            page = await database.read(query.page, query.read(given | cursor, profile), profile)
         except query.BadParameter as error:
             fail(f"--{error}", 2)
         yield page

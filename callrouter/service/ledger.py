@@ -11,13 +11,13 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from callrouter.asterisk.cel import POLL_S, Batch, Journal
 from callrouter.domain.call import EMERGENCY, JOURNAL, Call, Event, OpenCalls, shown
@@ -25,7 +25,7 @@ from callrouter.domain.ticket import OUTCOMES
 from callrouter.health import Component, Health
 from callrouter.store import calls
 from callrouter.store.calls import City, Fact, Moved, Position
-from callrouter.store.schema import AWAY, error_text, writing
+from callrouter.store.database import AWAY, Database, error_text
 
 NODE = "callrouter"  # Asterisk's systemname
 _BATCH, _REPLAY_BATCH = 500, 4000  # records a transaction
@@ -67,7 +67,7 @@ class Ledger:
 
     def __init__(
         self,
-        database: AsyncEngine,
+        database: Database,
         path: Path,
         city: City,
         test_secret: str,
@@ -135,7 +135,7 @@ class Ledger:
 
     async def run(self) -> None:
         while True:
-            await self._persist(self._restore)
+            self._restore(*await self._persist(self._known))
             self._on_restored(self._shown)
             positions = self._journal.copy()
             try:
@@ -162,15 +162,18 @@ class Ledger:
                         raise
                     self._committed(batch, facts, source)
 
-    async def _restore(self, connection: AsyncConnection) -> None:
-        self._open = OpenCalls(await calls.open_calls(connection, self._node))
+    def _known(self, connection: sa.Connection) -> tuple[list[Call], dict[str, int]]:
+        return calls.open_calls(connection, self._node), calls.positions(connection, self._node)
+
+    def _restore(self, still_open: list[Call], positions: dict[str, int]) -> None:
+        self._open = OpenCalls(still_open)
         self._shown = {call.id: shown(call) for call in self._open}
         self._seen |= dict.fromkeys(self._shown)
         for (
             call_id
         ) in self._shown:  # found in the application by a new daemon before it knew what the journal had told the last one
             self._expected.pop(call_id, None)
-        self._journal = Journal(self._path, await calls.positions(connection, self._node))
+        self._journal = Journal(self._path, positions)
 
     def _fold(self, batch: Batch, source: str) -> list[Fact]:
         changed = _changed(self._open, batch)
@@ -179,9 +182,9 @@ class Ledger:
             for call in changed.values()
         ]
 
-    async def _write(self, connection: AsyncConnection, batch: Batch, facts: list[Fact]) -> None:
+    def _write(self, connection: sa.Connection, batch: Batch, facts: list[Fact]) -> None:
         position = Position(batch.file, batch.known, batch.end)
-        await calls.record(connection, self._node, self._city, facts, _set_aside(batch), position)
+        calls.record(connection, self._node, self._city, facts, _set_aside(batch), position)
 
     def _committed(self, batch: Batch, facts: list[Fact], source: str) -> None:
         self.records += len(batch.events)
@@ -223,14 +226,13 @@ class Ledger:
         """Callers of whom the journal, read to its end, knew nothing long after they came. While it is not, nobody is missed."""
         return [call_id for call_id, at in self._expected.items() if self._journal.read_up_to - at > _JOURNAL_LATE_S]
 
-    async def _persist(self, do: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+    async def _persist(self, do: Callable[[sa.Connection], _T]) -> _T:
         """In one transaction; as often as it takes while the database is away."""
         wait, longest = _BACKOFF_S
         while True:
             self._committing = time.monotonic()
             try:
-                async with writing(self._database) as connection:
-                    done = await do(connection)
+                done = await self._database.write(do)
             except AWAY as error:
                 self._away = f"database does not take the journal: {error_text(error)}"
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
@@ -249,7 +251,7 @@ class Replayed(NamedTuple):
 
 
 async def replay(
-    database: AsyncEngine,
+    database: Database,
     path: Path,
     city: City,
     test_secret: str,
@@ -275,17 +277,20 @@ async def replay(
             break
         changed = _changed(still_open, batch).values()
         facts = _facts(changed, test_secret, journals[0][1])
-        async with writing(database) as connection:
-            inserted |= await calls.record(connection, node, city, facts, _set_aside(batch), rebuild=True)
+        inserted |= await database.write(calls.record, node, city, facts, _set_aside(batch), rebuild=True)
         over = {call.id for call in changed if call.ended_at is not None}
         inserted -= over
         ended, records, bad = ended + len(over), records + len(batch.events), bad + len(batch.bad)
         done += batch.end - batch.known
         progress(done, max(total, done))
-    async with writing(database) as connection:
+    unended = _facts((c for c in still_open if c.id in inserted), test_secret)
+
+    def end(connection: sa.Connection) -> None:
         # Calls in progress that nobody had written: as far as they went.
-        await calls.record(connection, node, city, _facts((c for c in still_open if c.id in inserted), test_secret))
-        await calls.announce(connection, "replay", [node])
+        calls.record(connection, node, city, unended)
+        calls.announce(connection, "replay", [node])
+
+    await database.write(end)
     return Replayed(ended, records, bad)
 
 

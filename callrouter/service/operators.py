@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from argon2 import PasswordHasher
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import conf
 from callrouter.config import Settings
 from callrouter.domain.caller import tidy
 from callrouter.profile import Profile
-from callrouter.store import people, schema
+from callrouter.store import people
+from callrouter.store.database import Database
 from callrouter.store.people import Operator
 
 REALM = "callrouter"  # asterisk-conf/pjsip.conf [operator-auth]
@@ -55,7 +56,7 @@ class NotInForce(Exception):
 
 
 class Operators:
-    def __init__(self, settings: Settings, profile: Profile, database: AsyncEngine) -> None:
+    def __init__(self, settings: Settings, profile: Profile, database: Database) -> None:
         self._settings, self._profile, self._database = settings, profile, database
 
     async def add(self, names: Sequence[str], queues: Sequence[tuple[str, int | None]]) -> list[Credentials]:
@@ -74,9 +75,12 @@ class Operators:
                 raise UnknownQueue(f"there is no queue {code}; the queues are: {', '.join(defaults)}")
         served = tuple({code: defaults[code] if penalty is None else penalty for code, penalty in queues}.items())
         made = [self._made(name, served) for name in names]
-        async with schema.writing(self._database) as connection:
+
+        def store(connection: sa.Connection) -> None:
             for _, one in made:
-                await people.add_operator(connection, one)
+                people.add_operator(connection, one)
+
+        await self._database.write(store)
         new = [credentials for credentials, _ in made]
         try:
             await self.publish()
@@ -86,8 +90,7 @@ class Operators:
 
     async def disable(self, name: str) -> bool:
         """False when there is none of that name who could be disabled. Raises NotInForce."""
-        async with schema.writing(self._database) as connection:
-            done = await people.disable_operator(connection, name)
+        done = await self._database.write(people.disable_operator, name)
         if done:
             try:
                 await self.publish()
@@ -96,8 +99,7 @@ class Operators:
         return done
 
     async def listed(self, *, also_disabled: bool = False) -> list[Operator]:
-        async with self._database.connect() as connection:
-            return await people.operators(connection, also_disabled=also_disabled)
+        return await self._database.read(people.operators, also_disabled=also_disabled)
 
     async def phones(self) -> list[conf.Phone]:
         """The operators as Asterisk's configuration needs them."""
@@ -121,8 +123,7 @@ class Operators:
     async def new_token(self, role: str) -> str:
         """A bearer token of that role (one of `domain.role.ROLES`), 256 bits."""
         made = secrets.token_urlsafe(32)
-        async with schema.writing(self._database) as connection:
-            await people.add_token(connection, role, digest(made))
+        await self._database.write(people.add_token, role, digest(made))
         return made
 
     def _made(self, name: str, queues: tuple[tuple[str, int], ...]) -> tuple[Credentials, Operator]:

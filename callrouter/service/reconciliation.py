@@ -15,9 +15,9 @@ from pathlib import Path
 from time import time as clock
 from typing import NamedTuple
 
+import sqlalchemy as sa
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import cdr
 from callrouter.asterisk.cel import Journal
@@ -33,7 +33,7 @@ from callrouter.service.setup import city
 from callrouter.service.upkeep import NO_AUDIO, Upkeep, measure
 from callrouter.store import calls, recordings, witnesses
 from callrouter.store.calls import Fact
-from callrouter.store.schema import AWAY, error_text, writing
+from callrouter.store.database import AWAY, Database, error_text
 
 MARGIN_S = 120.0  # around the period: a call at its edge is known to one witness a little earlier than to another
 _BATCH = 4000
@@ -54,7 +54,7 @@ class Mended(NamedTuple):
 class Reconciliation:
     """Of one stack: its state directory and its database."""
 
-    def __init__(self, database: AsyncEngine, state: Path, profile: Profile, test_secret: str, node: str = NODE) -> None:
+    def __init__(self, database: Database, state: Path, profile: Profile, test_secret: str, node: str = NODE) -> None:
         self._database, self._state, self._profile = database, state, profile
         self._test_secret, self._node = test_secret, node
         self._upkeep = Upkeep(database, state, node)
@@ -131,22 +131,18 @@ class Reconciliation:
             await ledger.replay(self._database, journal, city(self._profile), self._test_secret, _silent, self._node, emergency)
             mended += [Mended(one, "rebuilt from the journal") for one in replays]
         for one in (one for one in todo if one.mend == JUDGE):
-            async with self._database.connect() as connection:
-                due = await recordings.due_again(connection, one.name)
+            due = await self._database.read(recordings.due_again, one.name)
             found = await asyncio.to_thread(self._upkeep.judge, due, datetime.now(UTC)) if due else None
             if found is not None:
-                async with writing(self._database) as connection:
-                    await recordings.save(connection, {one.name: found})
+                await self._database.write(recordings.save, {one.name: found})
                 mended.append(Mended(one, f"its recording is {found.state}"))
         for one in (one for one in todo if one.mend == CONCLUDE):
-            async with writing(self._database) as connection:
-                end = partial(concluded, cdrs=w.cdrs[one.name])
-                closed = await calls.conclude(connection, self._node, one.name, end)
+            end = partial(concluded, cdrs=w.cdrs[one.name])
+            closed = await self._database.write(calls.conclude, self._node, one.name, end)
             if closed is not None:
                 mended.append(Mended(one, f"ended as its CDR says ({closed.outcome})"))
         for one in (one for one in todo if one.mend == REOPEN):
-            async with writing(self._database) as connection:
-                number = await calls.reopen(connection, self._node, city(self._profile), one.name)
+            number = await self._database.write(calls.reopen, self._node, city(self._profile), one.name)
             if number is not None:
                 mended.append(Mended(one, f"ticket {number} made from its call"))
         rebuilds = [one for one in todo if one.mend == REBUILD]
@@ -157,8 +153,7 @@ class Reconciliation:
         for one in rebuilds:
             call = await asyncio.to_thread(self._rebuilt, w, one, pairs.get(one.name))
             fact = Fact(call, True, is_test(call, self._test_secret), RECONCILIATION)
-            async with writing(self._database) as connection:
-                await calls.record(connection, self._node, city(self._profile), [fact])
+            await self._database.write(calls.record, self._node, city(self._profile), [fact])
             mended.append(Mended(one, f"ticket made from what the other witnesses say ({call.outcome})"))
         return mended
 
@@ -187,23 +182,25 @@ class Reconciliation:
         first, last = since - MARGIN_S, until + MARGIN_S
         # The database first: what a witness writes after that is young, and told apart by its age.
         now = clock()
-        async with self._database.connect() as connection:
-            read = await calls.positions(connection, self._node)
-            found = Witnesses(
+
+        def stored(connection: sa.Connection) -> tuple[dict[str, int], Witnesses]:
+            return calls.positions(connection, self._node), Witnesses(
                 since,
                 min(until, now),
                 now,
-                await witnesses.rows(connection, first, last),
-                await witnesses.tickets_alone(connection, since, until),
-                await witnesses.numbering(connection, since, min(until, now), self._profile.zone),
+                witnesses.rows(connection, first, last),
+                witnesses.tickets_alone(connection, since, until),
+                witnesses.numbering(connection, since, min(until, now), self._profile.zone),
                 carrier=carrier,
                 carrier_tolerance_s=self._profile.carrier_records.tolerance_s,
                 recordings_since=now - self._profile.retention.recordings_days * 86400.0,
             )
+
+        read, found = await self._database.read(stored)
         found = await asyncio.to_thread(self._beside, found, read, first, last)
         journal = {call_id: one.call for call_id, one in found.journal.items() if one.call is not None}
-        async with self._database.connect() as connection:
-            return replace(found, differing=await witnesses.differing(connection, journal, city(self._profile)))
+        differing = await self._database.read(witnesses.differing, journal, city(self._profile))
+        return replace(found, differing=differing)
 
     def _beside(self, known: Witnesses, read: dict[str, int], first: float, last: float) -> Witnesses:
         """With what stands outside the database."""

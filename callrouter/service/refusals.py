@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from callrouter.store.schema import refusal, upsert, writing
+from callrouter.store.database import Database
+from callrouter.store.schema import refusal, upsert
 
 log = structlog.get_logger(__name__)
 _EVERY_S = 2.0
@@ -16,7 +18,7 @@ _KEYS_MAX = 1000  # a flood from forged addresses is one line, not a full table
 
 
 class Refusals:
-    def __init__(self, database: AsyncEngine) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._new: Counter[tuple[date, str, int]] = Counter()
         self.by_code: Counter[int] = Counter()
@@ -36,10 +38,13 @@ class Refusals:
                 continue
             taken = dict(self._new)
             try:
-                async with writing(self._database) as connection:
-                    for (day, source, code), count in taken.items():
-                        row = {"day": day, "source": source, "code": code, "count": count}
-                        await upsert(connection, refusal, [row], {"count": refusal.c.count + count})
+                await self._database.write(_add, taken)
             except (SQLAlchemyError, OSError, TimeoutError):
                 continue
             self._new -= Counter(taken)  # drops what has come to zero
+
+
+def _add(connection: sa.Connection, new: Mapping[tuple[date, str, int], int]) -> None:
+    for (day, source, code), count in new.items():
+        row = {"day": day, "source": source, "code": code, "count": count}
+        upsert(connection, refusal, [row], {"count": refusal.c.count + count})

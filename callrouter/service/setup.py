@@ -10,8 +10,8 @@ from callrouter.asterisk.prompts import render_prompts
 from callrouter.config import Settings
 from callrouter.profile import Profile
 from callrouter.service.operators import Operators
-from callrouter.store import schema
 from callrouter.store.calls import City
+from callrouter.store.database import Database
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ def city(profile: Profile) -> City:
 
 
 async def _phones(settings: Settings, profile: Profile) -> list[conf.Phone] | None:
-    database = schema.engine(settings.database_url)
+    database = Database(settings.database_url)
     try:
         return await Operators(settings, profile, database).phones()
     except (SQLAlchemyError, OSError, TimeoutError) as error:

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from callrouter.asterisk.hep import Packet, Sip
+from callrouter.asterisk.hep import PAUSE_S, Packet, Sip
 from callrouter.domain.reconcile import ANSWERED_S
 from callrouter.domain.witness import Interval, Invite
 
 FILE_MAX = 256 << 20  # bytes a day: a million INVITEs. A flood beyond it ends the listening, and the report says so
 _EVERY_S = 1.0
 _ALIVE_S = 10.0  # at least one record in this time, or the daemon was away
-_UNHEARD_S = 0.1  # what came so lately may wait to be read
+_UNHEARD_S = 2 * PAUSE_S  # what came so lately may wait to be read
 _STUCK_S = 2.0  # the event loop did not run, or the clock went back, for so long
 _KNOWN_MAX = 20_000
 _PENDING_MAX = 20_000

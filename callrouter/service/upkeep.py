@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.health import Component, Health
 from callrouter.service.ledger import NODE
 from callrouter.store import recordings
+from callrouter.store.database import AWAY, Database, error_text
 from callrouter.store.recordings import Due, Found
-from callrouter.store.schema import AWAY, error_text, writing
 
 JOURNAL_MAX = 64 << 20
 _LOOK_S, _ANSWER_S = 1.0, 1.5  # longer without an answer: the database is told as not well
@@ -45,7 +44,7 @@ class Wav(NamedTuple):
 
 
 class Upkeep:
-    def __init__(self, database: AsyncEngine, state: Path, node: str = NODE) -> None:
+    def __init__(self, database: Database, state: Path, node: str = NODE) -> None:
         self._database = database
         self._state = state
         self._recordings = state / "recordings"
@@ -78,9 +77,10 @@ class Upkeep:
         """One round."""
         await asyncio.to_thread(self._rotate, now)
         with self._asking():
-            async with self._database.connect() as connection:
-                due = await recordings.due(connection, self._node)
-                live = await recordings.being_made(connection, self._node, now - timedelta(seconds=_NOT_WRITTEN_AFTER_S))
+            made_by = now - timedelta(seconds=_NOT_WRITTEN_AFTER_S)
+            due, live = await self._database.read(
+                lambda c: (recordings.due(c, self._node), recordings.being_made(c, self._node, made_by))
+            )
         unwritten = await asyncio.to_thread(self._absent, live) if live else 0
         if unwritten:
             self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
@@ -92,12 +92,10 @@ class Upkeep:
                 judged[one.call_id] = found
         if judged:
             with self._asking():
-                async with writing(self._database) as connection:
-                    await recordings.save(connection, judged)
+                await self._database.write(recordings.save, judged)
         if now >= self._next_housekeeping:
             with self._asking():
-                async with writing(self._database) as connection:
-                    await recordings.forget_changes(connection, now)
+                await self._database.write(recordings.forget_changes, now)
             self._next_housekeeping = now + _HOUSEKEEPING
 
     def _rotate(self, now: datetime) -> None:
@@ -112,7 +110,7 @@ class Upkeep:
             yield
         finally:
             self._asked = None
-        self._database_health.set(True, self._database.dialect.name)
+        self._database_health.set(True, self._database.dialect)
 
     def judge(self, due: Due, now: datetime) -> Found | None:
         """What became of the recording of an ended call; None while it may still be written."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.domain.call import JOURNAL, RECONCILIATION, Call, proof, restored, state, stronger
 from callrouter.domain.caller import Caller, normalise
@@ -65,22 +64,20 @@ class Moved(Exception):
     """Another process read this journal meanwhile: begin again from what the database holds."""
 
 
-async def positions(connection: AsyncConnection, node: str) -> dict[str, int]:
-    rows = await connection.execute(
-        sa.select(journal_position.c.file, journal_position.c.offset).where(journal_position.c.node == node)
-    )
+def positions(connection: sa.Connection, node: str) -> dict[str, int]:
+    rows = connection.execute(sa.select(journal_position.c.file, journal_position.c.offset).where(journal_position.c.node == node))
     return {row.file: row.offset for row in rows}
 
 
-async def open_calls(connection: AsyncConnection, node: str) -> list[Call]:
-    rows = await connection.execute(
+def open_calls(connection: sa.Connection, node: str) -> list[Call]:
+    rows = connection.execute(
         sa.select(call.c.live).where(call.c.node == node, call.c.ended_at.is_(None)).order_by(call.c.arrived_at)
     )
     return [restored(live) for (live,) in rows]
 
 
-async def record(
-    connection: AsyncConnection,
+def record(
+    connection: sa.Connection,
     node: str,
     city: City,
     facts: Sequence[Fact],
@@ -93,35 +90,35 @@ async def record(
     With `rebuild` it writes over ended calls and leaves those alone that another process may be following, and
     announces nothing.
     """
-    await _alone(connection, node)
+    _alone(connection, node)
     if position is not None:
-        await _advance(connection, node, position)
-    await upsert(connection, bad_record, [{"node": node, **row} for row in bad])
+        _advance(connection, node, position)
+    upsert(connection, bad_record, [{"node": node, **row} for row in bad])
     if not facts:
         return set()
-    known = await _known(connection, [fact.call.id for fact in facts])
+    known = _known(connection, [fact.call.id for fact in facts])
     kept = [fact for fact in facts if fact.call.id not in known or _counts(fact, known[fact.call.id], rebuild)]
     if not kept:
         return set()
     callers = {fact.call.id: _caller(fact.call, city) for fact in kept}
     rows = [_row(fact, callers[fact.call.id], node) for fact in kept]
-    await _write_calls(connection, rows)
+    _write_calls(connection, rows)
     numbers = {call_id: row.number for call_id, row in known.items()}
     new = [fact for fact in kept if fact.call.id not in known]
-    numbers |= await _numbered(connection, city, [fact.call for fact in new])
-    await _open_tickets(connection, new, callers, numbers)
-    await _update_tickets(connection, [f for f in kept if f.call.id in known and (f.news or rebuild)], callers)
+    numbers |= _numbered(connection, city, [fact.call for fact in new])
+    _open_tickets(connection, new, callers, numbers)
+    _update_tickets(connection, [f for f in kept if f.call.id in known and (f.news or rebuild)], callers)
     if not rebuild:
         news = [numbers[fact.call.id] for fact in kept if fact.news]
-        await announce(connection, "ticket", news)
+        announce(connection, "ticket", news)
     return {fact.call.id for fact in new}
 
 
-async def conclude(connection: AsyncConnection, node: str, call_id: str, end: Callable[[Call], Call]) -> Call | None:
+def conclude(connection: sa.Connection, node: str, call_id: str, end: Callable[[Call], Call]) -> Call | None:
     """Give a call, whose end nobody proves, the end that reconciliation found: `end` is given the call as far as its columns
     tell it. Nothing else of it changes. None: somebody proved its end meanwhile."""
-    await _alone(connection, node)
-    found = await _known_call(connection, call_id)
+    _alone(connection, node)
+    found = _known_call(connection, call_id)
     if found is None or not stronger(RECONCILIATION, found.ended_from):
         return None
     fact = Fact(end(_of_columns(found)), True, found.test, RECONCILIATION)
@@ -129,33 +126,33 @@ async def conclude(connection: AsyncConnection, node: str, call_id: str, end: Ca
     written = _row(fact, caller, node)
     # What upkeep found of a cut call's recording was the best that was known of its end.
     changes = {name: written[name] for name in _CONCLUDED} | {"recording_until": None}
-    await connection.execute(sa.update(call).where(call.c.call_id == call_id).values(changes))
-    await _update_tickets(connection, [fact], {call_id: caller})
-    await announce(connection, "ticket", [one.number for one in (await _known(connection, [call_id])).values()])
+    connection.execute(sa.update(call).where(call.c.call_id == call_id).values(changes))
+    _update_tickets(connection, [fact], {call_id: caller})
+    announce(connection, "ticket", [one.number for one in (_known(connection, [call_id])).values()])
     return fact.call
 
 
-async def reopen(connection: AsyncConnection, node: str, city: City, call_id: str) -> str | None:
+def reopen(connection: sa.Connection, node: str, city: City, call_id: str) -> str | None:
     """A ticket for a call that lacks one, as the call stands. Its number; None: it has one."""
-    await _alone(connection, node)
-    found = await _known_call(connection, call_id)
-    if found is None or await _known(connection, [call_id]):
+    _alone(connection, node)
+    found = _known_call(connection, call_id)
+    if found is None or _known(connection, [call_id]):
         return None
     one = _of_columns(found)
-    numbers = await _numbered(connection, city, [one])
-    await _open_tickets(connection, [Fact(one, True, found.test)], {call_id: _caller_of(found)}, numbers)
-    await announce(connection, "ticket", list(numbers.values()))
+    numbers = _numbered(connection, city, [one])
+    _open_tickets(connection, [Fact(one, True, found.test)], {call_id: _caller_of(found)}, numbers)
+    announce(connection, "ticket", list(numbers.values()))
     return numbers[call_id]
 
 
-async def _alone(connection: AsyncConnection, node: str) -> None:
+def _alone(connection: sa.Connection, node: str) -> None:
     """No other writes calls of this node until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(112, sa.func.hashtext(node))))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(112, sa.func.hashtext(node))))
 
 
-async def _known_call(connection: AsyncConnection, call_id: str) -> Any:
-    return (await connection.execute(sa.select(call).where(call.c.call_id == call_id))).one_or_none()
+def _known_call(connection: sa.Connection, call_id: str) -> Any:
+    return (connection.execute(sa.select(call).where(call.c.call_id == call_id))).one_or_none()
 
 
 def _of_columns(row: Any) -> Call:
@@ -185,11 +182,11 @@ def _caller_of(row: Any) -> Caller:
     return Caller(row.caller_number, row.caller_raw, row.caller_name, row.caller_withheld, row.caller_no_sim)
 
 
-async def announce(connection: AsyncConnection, kind: str, keys: Sequence[str]) -> None:
+def announce(connection: sa.Connection, kind: str, keys: Sequence[str]) -> None:
     """Tell the screens, in the transaction that makes it true."""
     if keys:
         now = datetime.now(UTC)
-        await connection.execute(_CHANGE_INSERT, [{"at": now, "kind": kind, "key": key} for key in keys])
+        connection.execute(_CHANGE_INSERT, [{"at": now, "kind": kind, "key": key} for key in keys])
 
 
 class _Known(NamedTuple):
@@ -226,24 +223,22 @@ _MOVE = (
 _TICKET_INSERT, _CHANGE_INSERT = sa.insert(ticket), sa.insert(change)
 
 
-async def _known(connection: AsyncConnection, call_ids: Sequence[str]) -> dict[str, _Known]:
-    rows = await connection.execute(_KNOWN, {"call_ids": list(call_ids)})
+def _known(connection: sa.Connection, call_ids: Sequence[str]) -> dict[str, _Known]:
+    rows = connection.execute(_KNOWN, {"call_ids": list(call_ids)})
     return {call_id: _Known(*known) for call_id, *known in rows}
 
 
-async def _advance(connection: AsyncConnection, node: str, position: Position) -> None:
+def _advance(connection: sa.Connection, node: str, position: Position) -> None:
     """Move the position on from where the database must have it; what is not there stands at 0."""
     if not position.known:
-        await upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": 0}])
-    moved = await connection.execute(
-        _MOVE, {"of_node": node, "of_file": position.file, "known": position.known, "end": position.end}
-    )
+        upsert(connection, journal_position, [{"node": node, "file": position.file, "offset": 0}])
+    moved = connection.execute(_MOVE, {"of_node": node, "of_file": position.file, "known": position.known, "end": position.end})
     if moved.rowcount != 1:
         raise Moved
 
 
-async def _write_calls(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
-    await connection.execute(_call_upsert(connection.dialect.name), rows)
+def _write_calls(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    connection.execute(_call_upsert(connection.dialect.name), rows)
 
 
 @cache
@@ -255,12 +250,12 @@ def _call_upsert(dialect: str) -> sa.Insert:
     return insert.on_conflict_do_update(index_elements=["call_id"], set_=update)
 
 
-async def _numbered(connection: AsyncConnection, city: City, calls: Sequence[Call]) -> dict[str, str]:
+def _numbered(connection: sa.Connection, city: City, calls: Sequence[Call]) -> dict[str, str]:
     """A number for each call. The day's row is locked until the transaction ends: no number is lost or given twice."""
     days = {one.id: day(one.arrived_at, city.zone) for one in calls}
     last = {}
     for of_day, count in sorted(Counter(days.values()).items()):  # one order for all: no deadlock
-        end = await connection.scalar(_counted(connection.dialect.name), {"day": of_day, "last": count})
+        end = connection.scalar(_counted(connection.dialect.name), {"day": of_day, "last": count})
         last[of_day] = int(end or 0) - count
     numbers = {}
     for one in calls:
@@ -276,8 +271,8 @@ def _counted(dialect: str) -> sa.Executable:
     return insert.on_conflict_do_update(index_elements=["day"], set_=more).returning(day_counter.c.last)
 
 
-async def _open_tickets(
-    connection: AsyncConnection, facts: Sequence[Fact], callers: Mapping[str, Caller], numbers: Mapping[str, str]
+def _open_tickets(
+    connection: sa.Connection, facts: Sequence[Fact], callers: Mapping[str, Caller], numbers: Mapping[str, str]
 ) -> None:
     rows = [
         {
@@ -290,14 +285,14 @@ async def _open_tickets(
         for fact in facts
     ]
     if rows:
-        await connection.execute(_TICKET_INSERT, rows)
+        connection.execute(_TICKET_INSERT, rows)
 
 
-async def _update_tickets(connection: AsyncConnection, facts: Sequence[Fact], callers: Mapping[str, Caller]) -> None:
+def _update_tickets(connection: sa.Connection, facts: Sequence[Fact], callers: Mapping[str, Caller]) -> None:
     if not facts:
         return
     rows = [{"call_id": fact.call.id, **_copies(fact, callers[fact.call.id])} for fact in facts]
-    await connection.execute(_ticket_update(), [{f"_{name}": value for name, value in row.items()} for row in rows])
+    connection.execute(_ticket_update(), [{f"_{name}": value for name, value in row.items()} for row in rows])
 
 
 @cache

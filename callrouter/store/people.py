@@ -7,7 +7,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.store.schema import change, operator, token
 
@@ -29,11 +28,11 @@ class Operator:
     disabled: bool = False
 
 
-async def add_operator(connection: AsyncConnection, one: Operator) -> None:
+def add_operator(connection: sa.Connection, one: Operator) -> None:
     """Raises NameTaken."""
     now = datetime.now(UTC)
     insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(operator)
-    done = await connection.execute(
+    done = connection.execute(
         insert.on_conflict_do_nothing(index_elements=["name"]).values(
             name=one.name,
             sip_user=one.sip_user,
@@ -46,50 +45,50 @@ async def add_operator(connection: AsyncConnection, one: Operator) -> None:
     )
     if not done.rowcount:
         raise NameTaken(f"there is an operator {one.name} already, perhaps a disabled one")
-    await connection.execute(change.insert().values(at=now, kind="operator", key=one.name))
+    connection.execute(change.insert().values(at=now, kind="operator", key=one.name))
 
 
-async def operators(connection: AsyncConnection, *, also_disabled: bool = False) -> list[Operator]:
+def operators(connection: sa.Connection, *, also_disabled: bool = False) -> list[Operator]:
     """All who may take calls, by name."""
     query = sa.select(operator).order_by(operator.c.name)
     if not also_disabled:
         query = query.where(operator.c.disabled_at.is_(None))
-    return [_operator(row) for row in (await connection.execute(query)).mappings()]
+    return [_operator(row) for row in connection.execute(query).mappings()]
 
 
-async def disable_operator(connection: AsyncConnection, name: str) -> bool:
+def disable_operator(connection: sa.Connection, name: str) -> bool:
     """False when there is none of that name who could be disabled. The row stays: tickets name the operator."""
     now = datetime.now(UTC)
-    done = await connection.execute(
+    done = connection.execute(
         operator.update().where(operator.c.name == name, operator.c.disabled_at.is_(None)).values(disabled_at=now)
     )
     if done.rowcount:
-        await connection.execute(change.insert().values(at=now, kind="operator", key=name))
+        connection.execute(change.insert().values(at=now, kind="operator", key=name))
     return bool(done.rowcount)
 
 
-async def add_token(connection: AsyncConnection, role: str, digest: str) -> None:
-    await connection.execute(token.insert().values(role=role, hash=digest, created_at=datetime.now(UTC)))
+def add_token(connection: sa.Connection, role: str, digest: str) -> None:
+    connection.execute(token.insert().values(role=role, hash=digest, created_at=datetime.now(UTC)))
 
 
-async def disable_token(connection: AsyncConnection, number: int) -> bool:
+def disable_token(connection: sa.Connection, number: int) -> bool:
     """False when no token of that id is in force."""
-    done = await connection.execute(
+    done = connection.execute(
         token.update().where(token.c.id == number, token.c.disabled_at.is_(None)).values(disabled_at=datetime.now(UTC))
     )
     return bool(done.rowcount)
 
 
-async def role_of(connection: AsyncConnection, digest: str) -> str | None:
+def role_of(connection: sa.Connection, digest: str) -> str | None:
     """The role of the token with that hash; None when there is none."""
-    found = await connection.execute(sa.select(token.c.role).where(token.c.hash == digest, token.c.disabled_at.is_(None)))
+    found = connection.execute(sa.select(token.c.role).where(token.c.hash == digest, token.c.disabled_at.is_(None)))
     return found.scalar_one_or_none()
 
 
-async def tokens(connection: AsyncConnection) -> Sequence[tuple[int, str, datetime]]:
+def tokens(connection: sa.Connection) -> Sequence[tuple[int, str, datetime]]:
     """(id, role, made at) of the tokens in force."""
     query = sa.select(token.c.id, token.c.role, token.c.created_at).where(token.c.disabled_at.is_(None)).order_by(token.c.id)
-    return [(row.id, row.role, row.created_at) for row in await connection.execute(query)]
+    return [(row.id, row.role, row.created_at) for row in connection.execute(query)]
 
 
 def _operator(row: sa.RowMapping) -> Operator:

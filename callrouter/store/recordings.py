@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.domain.call import CUT
 from callrouter.store.calls import announce
@@ -33,14 +32,14 @@ class Found(NamedTuple):
     until: datetime | None = None  # the call was cut, and its recording proves that it lived longer than the journal knows
 
 
-async def due(connection: AsyncConnection, node: str) -> list[Due]:
+def due(connection: sa.Connection, node: str) -> list[Due]:
     """The newest first: one whose file stays open to writing holds up no other."""
-    return _due(await connection.execute(_DUE_NOW, {"of_node": node}))
+    return _due(connection.execute(_DUE_NOW, {"of_node": node}))
 
 
-async def due_again(connection: AsyncConnection, call_id: str) -> Due | None:
+def due_again(connection: sa.Connection, call_id: str) -> Due | None:
     """That ended call, whatever was found of its recording before."""
-    found = await connection.execute(_DUE.where(call.c.call_id == call_id, call.c.ended_at.is_not(None)))
+    found = connection.execute(_DUE.where(call.c.call_id == call_id, call.c.ended_at.is_not(None)))
     return next(iter(_due(found)), None)
 
 
@@ -57,18 +56,18 @@ def _due(found: sa.CursorResult[Any]) -> list[Due]:
     ]
 
 
-async def being_made(connection: AsyncConnection, node: str, answered_before: datetime) -> list[str]:
+def being_made(connection: sa.Connection, node: str, answered_before: datetime) -> list[str]:
     """Paths that must exist by now: calls in progress that were answered before that instant."""
-    return list(await connection.scalars(_BEING_MADE, {"of_node": node, "before": answered_before}))
+    return list(connection.scalars(_BEING_MADE, {"of_node": node, "before": answered_before}))
 
 
-async def save(connection: AsyncConnection, found: Mapping[str, Found]) -> None:
+def save(connection: sa.Connection, found: Mapping[str, Found]) -> None:
     """What became of the recordings of those calls, by call id."""
     if not found:
         return
-    await connection.execute(_SAVE, [{"of_call": call_id, **one._asdict()} for call_id, one in found.items()])
-    numbers = await connection.scalars(_NUMBERS, {"call_ids": list(found)})
-    await announce(connection, "ticket", list(numbers))
+    connection.execute(_SAVE, [{"of_call": call_id, **one._asdict()} for call_id, one in found.items()])
+    numbers = connection.scalars(_NUMBERS, {"call_ids": list(found)})
+    announce(connection, "ticket", list(numbers))
 
 
 # These run each second: built once, as building costs more than running.
@@ -94,7 +93,7 @@ _NUMBERS = (
 )
 
 
-async def forget_changes(connection: AsyncConnection, now: datetime) -> None:
-    await connection.execute(sa.delete(change).where(change.c.at < now - _CHANGES_KEPT))
+def forget_changes(connection: sa.Connection, now: datetime) -> None:
+    connection.execute(sa.delete(change).where(change.c.at < now - _CHANGES_KEPT))
     if connection.dialect.name == "sqlite":  # PostgreSQL keeps its statistics itself
-        await connection.exec_driver_sql("PRAGMA optimize")
+        connection.exec_driver_sql("PRAGMA optimize")

@@ -1,13 +1,12 @@
-"""The tables, the engine for SQLite and PostgreSQL, and `migrate`.
+"""The tables, and `migrate`.
 
 A call's facts (`call`) are written by the journal's projector alone and can be rebuilt from the journal at any time; a
 ticket's number and whatever a person wrote cannot, and live in tables that no rebuild touches. Instants are UTC.
 """
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,14 +14,11 @@ from typing import Any
 
 import alembic.command
 import alembic.config
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-# What a database that is away, busy, restarting or not migrated yet raises; the driver's own errors come from connecting.
-AWAY: tuple[type[Exception], ...] = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+from callrouter.store.database import Database, sqlite_file
+
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -195,67 +191,8 @@ refusal = sa.Table(
 )
 
 
-def engine(url: str) -> AsyncEngine:
-    """Connections to the database at `url`. SQLite: WAL, foreign keys on, and it waits for another process's write.
-
-    A SQLite file that was moved away or replaced is left: who went on writing into the old one would lose it all.
-    """
-    if not make_url(url).drivername.startswith("sqlite"):
-        return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 2, "command_timeout": 30})
-    made = create_async_engine(url)
-    path = make_url(url).database or ""
-
-    def connected(connection: Any, record: Any) -> None:
-        _sqlite_connect(connection)
-        record.info["file"] = _file(path)
-
-    def taken(connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info["file"] != _file(path):
-            raise sa.exc.InvalidatePoolError("the database file was replaced")  # the pool connects anew
-
-    sa.event.listen(made.sync_engine, "connect", connected)
-    sa.event.listen(made.sync_engine, "checkout", taken)
-    sa.event.listen(made.sync_engine, "begin", _sqlite_begin)
-    return made
-
-
-def _file(path: str) -> tuple[int, int] | None:
-    """Which file that name means now."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _sqlite_connect(connection: Any) -> None:
-    connection.isolation_level = None  # the driver would begin late and commit before DDL: `_sqlite_begin` begins
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _sqlite_begin(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later cannot wait for another writer: it fails at once.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@asynccontextmanager
-async def writing(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction that writes; committed at the end, rolled back by any exception."""
-    async with database.execution_options(writes=True).begin() as connection:
-        yield connection
-
-
-def error_text(error: BaseException) -> str:
-    """What the database said, in one line and without the statement."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
-
-
-async def upsert(
-    connection: AsyncConnection,
+def upsert(
+    connection: sa.Connection,
     table: sa.Table,
     rows: Sequence[Mapping[str, Any]],
     update: Mapping[str, Any] | Sequence[str] = (),
@@ -265,7 +202,7 @@ async def upsert(
         return
     dialect = connection.dialect.name
     statement = _upsert(dialect, table, update) if isinstance(update, Mapping) else _named_upsert(dialect, table, tuple(update))
-    await connection.execute(statement, rows)
+    connection.execute(statement, rows)
 
 
 def _upsert(dialect: str, table: sa.Table, update: Mapping[str, Any] | tuple[str, ...]) -> sa.Insert:
@@ -281,12 +218,6 @@ def _named_upsert(dialect: str, table: sa.Table, update: tuple[str, ...]) -> sa.
     return _upsert(dialect, table, update)
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of the SQLite database at `url`; None for any other."""
-    parts = make_url(url)
-    return Path(parts.database) if parts.drivername.startswith("sqlite") and parts.database else None
-
-
 def migrate(url: str) -> None:
     """Bring the database at `url` to the newest schema, making a SQLite file where there is none."""
     if (file := sqlite_file(url)) is not None:
@@ -295,17 +226,16 @@ def migrate(url: str) -> None:
 
 
 async def _migrate(url: str) -> None:
-    database = engine(url)
+    database = Database(url)
     try:
-        async with writing(database) as connection:
-            if connection.dialect.name == "postgresql":  # two processes started at once: one migrates, one waits
-                await connection.execute(sa.text("SELECT pg_advisory_xact_lock(112)"))
-            await connection.run_sync(_upgrade)
+        await database.write(_upgrade)
     finally:
         await database.dispose()
 
 
 def _upgrade(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":  # two processes started at once: one migrates, one waits
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(112)"))
     with alembic_config(connection) as configuration:
         alembic.command.upgrade(configuration, "head")
 

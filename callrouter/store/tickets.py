@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.domain.call import CUT
 from callrouter.domain.caller import beginnings, tidy
@@ -35,22 +34,22 @@ class BadCursor(ValueError):
     """The cursor is none of ours: ask for the first page."""
 
 
-async def get(connection: AsyncConnection, number: str) -> dict[str, Any] | None:
+def get(connection: sa.Connection, number: str) -> dict[str, Any] | None:
     """The ticket of that number in the contract's shape."""
-    row = (await connection.execute(_select().where(ticket.c.number == number))).mappings().one_or_none()
-    return None if row is None else _shape(row, await _names(connection))
+    row = (connection.execute(_select().where(ticket.c.number == number))).mappings().one_or_none()
+    return None if row is None else _shape(row, _names(connection))
 
 
-async def recording_file(connection: AsyncConnection, number: str) -> str | None:
+def recording_file(connection: sa.Connection, number: str) -> str | None:
     """Where the ticket's recording is, relative to the state directory; None if there is none."""
-    found = await connection.scalar(
+    found = connection.scalar(
         sa.select(call.c.recording_file).join(ticket, ticket.c.call_id == call.c.call_id).where(ticket.c.number == number)
     )
     return None if found is None else str(found)
 
 
-async def search(
-    connection: AsyncConnection,
+def search(
+    connection: sa.Connection,
     filters: Filters,
     cursor: str | None,
     limit: int,
@@ -72,18 +71,18 @@ async def search(
     if filters.opened_to is not None:
         where.append(ticket.c.opened_at < filters.opened_to)
     if text := tidy(filters.q or "", 100):
-        where.append(await _matches(connection, text, country_code, area_code))
+        where.append(_matches(connection, text, country_code, area_code))
     if cursor is not None:
         at, number = _opened(cursor)
         after = sa.tuple_(sa.literal(at, Instant), sa.literal(number))
         where.append(sa.tuple_(ticket.c.opened_at, ticket.c.number) < after)
     page = sa.select(ticket.c.number).where(*where).order_by(ticket.c.opened_at.desc(), ticket.c.number.desc()).limit(limit + 1)
-    numbers = list((await connection.execute(page)).scalars())
+    numbers = list(connection.execute(page).scalars())
     found = {}
     if numbers:
-        rows = (await connection.execute(_select().where(ticket.c.number.in_(numbers[:limit])))).mappings()
+        rows = (connection.execute(_select().where(ticket.c.number.in_(numbers[:limit])))).mappings()
         found = {row["number"]: row for row in rows}
-    names = await _names(connection)
+    names = _names(connection)
     items = [found[number] for number in numbers[:limit]]
     more = len(numbers) > limit
     return {"items": [_shape(row, names) for row in items], "next": _cursor(items[-1]) if more else None}
@@ -93,25 +92,25 @@ def _select() -> sa.Select[Any]:
     return sa.select(ticket, *_CALL).join(call, call.c.call_id == ticket.c.call_id)
 
 
-async def _names(connection: AsyncConnection) -> dict[str, str]:
-    rows = await connection.execute(sa.select(operator.c.sip_user, operator.c.name))
+def _names(connection: sa.Connection) -> dict[str, str]:
+    rows = connection.execute(sa.select(operator.c.sip_user, operator.c.name))
     return {row.sip_user: row.name for row in rows}
 
 
-async def _matches(connection: AsyncConnection, text: str, country: str, area: str) -> sa.ColumnElement[bool]:
+def _matches(connection: sa.Connection, text: str, country: str, area: str) -> sa.ColumnElement[bool]:
     ways = [ticket.c.number == text.upper(), ticket.c.call_id == text]
     ways += [_begins(connection, ticket.c.caller_number, start) for start in beginnings(text, country, area)]
     ways.append(_begins(connection, ticket.c.caller_name, text.casefold()))
     keys: set[str] = set()
     for way in ways:
-        found = (await connection.execute(sa.select(ticket.c.number).where(way).limit(_NARROW + 1))).scalars().all()
+        found = (connection.execute(sa.select(ticket.c.number).where(way).limit(_NARROW + 1))).scalars().all()
         if len(found) > _NARROW:
             return _slowly(text, country, area)
         keys.update(found)
     return ticket.c.number.in_(sorted(keys))
 
 
-def _begins(connection: AsyncConnection, column: sa.Column[Any], text: str) -> sa.ColumnElement[bool]:
+def _begins(connection: sa.Connection, column: sa.Column[Any], text: str) -> sa.ColumnElement[bool]:
     if connection.dialect.name == "sqlite":  # its LIKE ignores case and the index
         return sa.and_(column >= text, column < text + "\U0010ffff")
     return column.startswith(text, autoescape=True)

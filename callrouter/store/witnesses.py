@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callrouter.domain.call import JOURNAL, Call
 from callrouter.domain.witness import Numbering, Row
@@ -14,9 +13,9 @@ from callrouter.store.schema import call, day_counter, ticket
 _AT_ONCE = 500  # calls a question: SQLite takes no more than some 30,000 values
 
 
-async def rows(connection: AsyncConnection, since: float, until: float) -> list[Row]:
+def rows(connection: sa.Connection, since: float, until: float) -> list[Row]:
     """Calls that arrived in that time (epoch seconds)."""
-    found = await connection.stream(
+    found = connection.execute(
         sa.select(
             *(call.c[name] for name in ("call_id", "arrived_at", "ended_at", "ended_from", "source", "outcome", "test")),
             *(call.c[name] for name in ("sip_call_id", "caller_number", "recording_state")),
@@ -27,7 +26,8 @@ async def rows(connection: AsyncConnection, since: float, until: float) -> list[
             ticket.c.disposition,
         )
         .outerjoin(ticket, ticket.c.call_id == call.c.call_id)
-        .where(call.c.arrived_at >= _at(since), call.c.arrived_at < _at(until))
+        .where(call.c.arrived_at >= _at(since), call.c.arrived_at < _at(until)),
+        execution_options={"yield_per": _AT_ONCE},
     )
     return [
         Row(
@@ -47,18 +47,18 @@ async def rows(connection: AsyncConnection, since: float, until: float) -> list[
             row.state,
             row.disposition,
         )
-        async for row in found
+        for row in found
     ]
 
 
-async def differing(connection: AsyncConnection, journal: Mapping[str, Call], city: City) -> dict[str, tuple[str, ...]]:
+def differing(connection: sa.Connection, journal: Mapping[str, Call], city: City) -> dict[str, tuple[str, ...]]:
     """Of calls that the journal, read anew, tells to their end: the columns that are otherwise where it told the end before.
     What upkeep, people and other witnesses add is no such column."""
     found: dict[str, tuple[str, ...]] = {}
     ended = [call_id for call_id, one in journal.items() if one.ended_at is not None]
     for n in range(0, len(ended), _AT_ONCE):
         known = sa.select(call).where(call.c.call_id.in_(ended[n : n + _AT_ONCE]), call.c.ended_from == JOURNAL)
-        for row in (await connection.execute(known)).mappings():
+        for row in connection.execute(known).mappings():
             facts = told_by(journal[row["call_id"]], city)
             if other := tuple(name for name, value in facts.items() if _plain(row[name]) != _plain(value)):
                 found[row["call_id"]] = other
@@ -70,9 +70,9 @@ def _plain(value: object) -> object:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-async def tickets_alone(connection: AsyncConnection, since: float, until: float) -> list[str]:
+def tickets_alone(connection: sa.Connection, since: float, until: float) -> list[str]:
     """Numbers of tickets whose call is gone."""
-    found = await connection.execute(
+    found = connection.execute(
         sa.select(ticket.c.number)
         .outerjoin(call, call.c.call_id == ticket.c.call_id)
         .where(ticket.c.opened_at >= _at(since), ticket.c.opened_at < _at(until), call.c.call_id.is_(None))
@@ -80,17 +80,17 @@ async def tickets_alone(connection: AsyncConnection, since: float, until: float)
     return list(found.scalars())
 
 
-async def numbering(connection: AsyncConnection, since: float, until: float, zone: tzinfo) -> list[Numbering]:
+def numbering(connection: sa.Connection, since: float, until: float, zone: tzinfo) -> list[Numbering]:
     """Of each whole day of the city that the time touches."""
     first, last = (datetime.fromtimestamp(at, zone).date() for at in (since, until))
-    days = await connection.execute(
+    days = connection.execute(
         sa.select(day_counter.c.day, day_counter.c.last).where(day_counter.c.day >= first, day_counter.c.day <= last)
     )
     found = []
     for day, given in days.all():
         begin, end = _midnight(day, zone), _midnight(day + timedelta(days=1), zone)
         count = sa.select(sa.func.count()).select_from(ticket).where(ticket.c.opened_at >= begin, ticket.c.opened_at < end)
-        found.append(Numbering(day, given, int(await connection.scalar(count) or 0)))
+        found.append(Numbering(day, given, int(connection.scalar(count) or 0)))
     return found
 
 

@@ -12,12 +12,12 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.domain.role import READS_ALL_TICKETS
 from callrouter.profile import Profile
 from callrouter.service.operators import digest
 from callrouter.store import people, tickets
+from callrouter.store.database import Database
 from callrouter.web import query
 from callrouter.web.models import ProblemBody, Ticket, TicketPage
 from callrouter.web.problem import Handler, Problem
@@ -68,7 +68,7 @@ ROUTES = (
 
 
 class Api:
-    def __init__(self, profile: Profile, state: Path, database: AsyncEngine) -> None:
+    def __init__(self, profile: Profile, state: Path, database: Database) -> None:
         self._profile, self._state, self._database = profile, state, database
         self._document = document()
 
@@ -86,25 +86,22 @@ class Api:
                 raise _bad(BadParameter(name[: query.TEXT_MAX], "is given twice"))
         try:
             wanted = query.read(given, self._profile)
-            async with self._database.connect() as connection:
-                return web.json_response(await query.page(connection, wanted, self._profile))
+            return web.json_response(await self._database.read(query.page, wanted, self._profile))
         except BadParameter as error:
             raise _bad(error) from None
 
     async def get_ticket(self, request: web.Request) -> web.Response:
         number = _number(request)
-        async with self._database.connect() as connection:
-            ticket = await tickets.get(connection, number)
+        ticket = await self._database.read(tickets.get, number)
         if ticket is None:
             raise _no_ticket(number)
         return web.json_response(ticket)
 
     async def get_recording(self, request: web.Request) -> web.StreamResponse:
         number = _number(request)
-        async with self._database.connect() as connection:
-            if await tickets.get(connection, number) is None:
-                raise _no_ticket(number)
-            name = await tickets.recording_file(connection, number)
+        ticket, name = await self._database.read(lambda c: (tickets.get(c, number), tickets.recording_file(c, number)))
+        if ticket is None:
+            raise _no_ticket(number)
         recordings = (self._state / "recordings").resolve()
         path = (self._state / name).resolve() if name else None
         if path is None or not path.is_relative_to(recordings) or not path.is_file():
@@ -133,9 +130,8 @@ class Api:
             raise Problem(401, "No token", "send Authorization: Bearer TOKEN (callrouter token create)", _CHALLENGE)
         role = None
         if len(token) <= _TOKEN_MAX and token.isascii():
-            async with self._database.connect() as connection:
-                # Looked up by its hash: how long that takes says nothing about a token's value.
-                role = await people.role_of(connection, digest(token))
+            # Looked up by its hash: how long that takes says nothing about a token's value.
+            role = await self._database.read(people.role_of, digest(token))
         if role is None:
             raise Problem(
                 401,

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 import structlog
 from aiohttp import web
 
-from callrouter.store.schema import AWAY, error_text
+from callrouter.store.database import AWAY, error_text
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

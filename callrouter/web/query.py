@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+import sqlalchemy as sa
 
 from callrouter.domain.caller import tidy
 from callrouter.profile import Profile
@@ -80,13 +80,13 @@ def read(given: Mapping[str, str], profile: Profile) -> Query:
     return Query(filters, district, cursor, _limit(given))
 
 
-async def page(connection: AsyncConnection, query: Query, profile: Profile) -> dict[str, Any]:
+def page(connection: sa.Connection, query: Query, profile: Profile) -> dict[str, Any]:
     """The contract's `{"items", "next"}`. Raises BadParameter."""
     if query.district is not None:  # a place is given to a ticket by people, at the console: none has one yet
         return {"items": [], "next": None}
     codes = profile.city.country_code, profile.city.area_code
     try:
-        return await tickets.search(connection, query.filters, query.cursor, query.limit, *codes)
+        return tickets.search(connection, query.filters, query.cursor, query.limit, *codes)
     except BadCursor:
         raise BadParameter("cursor", "must be `next` of the page before") from None
 

@@ -14,15 +14,14 @@ import aiohttp
 import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge, Histogram
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter import log as logging
 from callrouter.config import Settings
 from callrouter.health import Component, Health
 from callrouter.profile import Profile
 from callrouter.service.pulse import Pulse
-from callrouter.store import counts, schema
-from callrouter.store.schema import AWAY, error_text
+from callrouter.store import counts
+from callrouter.store.database import AWAY, Database, error_text
 from callrouter.web import health
 from callrouter.web.api import PREFIX, Api
 from callrouter.web.health import Components, add_health
@@ -39,7 +38,7 @@ _BODY_MAX = 1 << 20  # bytes
 class Console:
     """The application's parts that outlive a request."""
 
-    def __init__(self, settings: Settings, profile: Profile, database: AsyncEngine) -> None:
+    def __init__(self, settings: Settings, profile: Profile, database: Database) -> None:
         self._settings, self._profile, self._database = settings, profile, database
         self._daemon = {name: Health() for name in _FROM_DAEMON}  # as it looks from here while the daemon is away
         self._database_health = Health()
@@ -112,8 +111,7 @@ class Console:
 
     async def _read_database(self) -> None:
         try:
-            async with self._database.connect() as connection:
-                await counts.migrated(connection)
+            await self._database.read(counts.migrated)
             self._database_health.set(True, "answers")
         except AWAY as error:
             self._database_health.set(False, error_text(error))
@@ -124,8 +122,7 @@ class Console:
             if time.monotonic() - self._counted < _COUNT_EVERY_S:
                 return
             try:
-                async with self._database.connect() as connection:
-                    tickets, refused = await counts.tickets(connection), await counts.refused_invites(connection)
+                tickets, refused = await self._database.read(lambda c: (counts.tickets(c), counts.refused_invites(c)))
             except AWAY as error:
                 log.warning("no figures: database away", reason=error_text(error))
                 tickets, refused = [], {}
@@ -188,6 +185,6 @@ def _told(body: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, C
 def main(settings: Settings, profile: Profile) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError when the port is taken."""
     logging.configure()
-    console = Console(settings, profile, schema.engine(settings.database_url))
+    console = Console(settings, profile, Database(settings.database_url))
     port = settings.ports(profile).console
     web.run_app(console.application(), host="127.0.0.1", port=port, access_log=None, print=None, shutdown_timeout=3)

@@ -23,7 +23,7 @@ from callrouter.daemon import Daemon
 from callrouter.domain.reconcile import HEARD_S, SETTLE_S
 from callrouter.phone import Dialog
 from callrouter.service.reconciliation import Reconciliation, next_night
-from callrouter.store import schema
+from callrouter.store.database import Database
 from callrouter.web.health import ready_body
 from tests.support import until
 from tests.support.lab import Lab, make_stack, quicker, start
@@ -357,7 +357,7 @@ async def test_the_night_mends_and_tells_what_it_cannot(damaged: Day) -> None:
     _journal(damaged, call_id)
     _call(damaged, call_id)
     here, profile = damaged.lab.stack.settings, damaged.lab.stack.profile
-    database = schema.engine(here.database_url)
+    database = Database(here.database_url)
     try:
         service = Reconciliation(database, here.state, profile, secret(here.state, "test_call"))
         await service.night(datetime.now(UTC))

@@ -19,6 +19,7 @@ import typer
 from callrouter.cli import app
 from callrouter.config import ROOT
 from callrouter.store import schema
+from callrouter.store.database import Database
 from callrouter.web.models import Ticket, TicketPage
 from tests.commands.conftest import PROGRAM, Cli
 from tests.support.journal import FATES, append, events, records
@@ -46,7 +47,7 @@ def filled(web: Web, database_url: str, cli: Cli) -> Cli:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A state directory with an empty database, for whoever does not write."""
     state = tmp_path_factory.mktemp("state")
-    schema.migrate(f"sqlite+aiosqlite:///{state}/callrouter.db")
+    schema.migrate(f"sqlite:///{state}/callrouter.db")
     return str(state)
 
 
@@ -146,10 +147,9 @@ def test_without_a_database(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]
 
 
 async def test_with_a_database_that_is_not_migrated(with_database: Cli, database_url: str) -> None:
-    database = schema.engine(database_url)
-    async with schema.writing(database) as connection:
-        for table in ("ticket", "operator", "journal_position"):
-            await connection.execute(sa.text(f"ALTER TABLE {table} RENAME TO {table}_away"))
+    database = Database(database_url)
+    for table in ("ticket", "operator", "journal_position"):
+        await database.write(sa.Connection.execute, sa.text(f"ALTER TABLE {table} RENAME TO {table}_away"))
     await database.dispose()
     for arguments in (("ticket", "list"), ("operator", "list"), ("journal", "status")):
         assert await to_thread(with_database.error, *arguments) == "the database is not migrated: run `callrouter migrate`"
@@ -160,7 +160,7 @@ async def test_with_a_database_that_is_not_migrated(with_database: Cli, database
     [
         ({"CALLROUTER_PORT_OFFSET": "x"}, "CALLROUTER_PORT_OFFSET should be a valid integer"),
         ({"CALLROUTER_PORT_OFFSET": "50000"}, "CALLROUTER_PORT_OFFSET should be less than or equal to 40000"),
-        ({"CALLROUTER_DATABASE_URL": "mysql://u:s3cret@h/x"}, "CALLROUTER_DATABASE_URL must start with sqlite+aiosqlite://"),
+        ({"CALLROUTER_DATABASE_URL": "mysql://u:s3cret@h/x"}, "CALLROUTER_DATABASE_URL must start with sqlite://"),
         (
             {"CALLROUTER_DATABASE_URL": "postgresql+asyncpg://u:s3cret@h:x/y"},
             "CALLROUTER_DATABASE_URL must have a number as its port",

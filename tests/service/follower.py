@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from callrouter.service.ledger import Ledger
-from callrouter.store import schema
+from callrouter.store.database import Database
 from tests.store.test_calls import CITY
 
 if __name__ == "__main__":
-    asyncio.run(Ledger(schema.engine(sys.argv[1]), Path(sys.argv[2]), CITY, "secret").run())
+    asyncio.run(Ledger(Database(sys.argv[1]), Path(sys.argv[2]), CITY, "secret").run())

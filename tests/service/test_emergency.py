@@ -12,12 +12,12 @@ from unittest.mock import patch
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk.cel import Journal
 from callrouter.domain.ivr import Route
 from callrouter.service.emergency import LATE_S, Emergency
 from callrouter.service.ledger import Ledger
+from callrouter.store.database import Database
 from callrouter.store.schema import call
 from tests.store.test_calls import CITY
 from tests.support import until
@@ -27,7 +27,7 @@ from tests.support.journal import BEGIN, OPERATOR, append, boot, call_id, events
 class Records:
     """Ledger and emergency record of one daemon."""
 
-    def __init__(self, database: AsyncEngine, state: Path) -> None:
+    def __init__(self, database: Database, state: Path) -> None:
         self.path = state / "emergency" / "cel.csv"
         self.emergency = Emergency(
             self.path,
@@ -69,7 +69,7 @@ def channel(n: int) -> dict[str, object]:
     return {"id": call_id(n), "name": events(n)[0].channel, "creationtime": created}
 
 
-async def test_a_caller_of_whom_the_journal_told_the_last_daemon_is_not_missed(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_a_caller_of_whom_the_journal_told_the_last_daemon_is_not_missed(database: Database, tmp_path: Path) -> None:
     """The new daemon finds him in the application before it knows what the last one read."""
     journal = tmp_path / "journal" / "cel.csv"
     journal.parent.mkdir()
@@ -89,7 +89,7 @@ async def test_a_caller_of_whom_the_journal_told_the_last_daemon_is_not_missed(d
     assert not new.path.exists()
 
 
-async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: Database, tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     new = Records(database, tmp_path)
     new.emergency.arrived(channel(2))
@@ -100,7 +100,7 @@ async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: A
 
 
 async def test_a_call_that_the_emergency_record_told_whole_between_two_pieces_of_the_journal_stays_whole(
-    database: AsyncEngine, tmp_path: Path
+    database: Database, tmp_path: Path
 ) -> None:
     """A journal that goes on after a stall tells the beginning of a call that is over, and a moment later the rest."""
     journal, emergency = tmp_path / "journal" / "cel.csv", tmp_path / "emergency" / "cel.csv"
@@ -121,8 +121,7 @@ async def test_a_call_that_the_emergency_record_told_whole_between_two_pieces_of
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    async with database.connect() as connection:
-        rows = (await connection.execute(sa.select(call))).mappings().all()
+    rows = await database.read(lambda c: c.execute(sa.select(call)).mappings().all())
     told = {(row["outcome"], row["class"], row["operator"], row["sip_call_id"].partition("-")[0]) for row in rows}
     assert told == {("answered", "fire", OPERATOR, "call")}
     assert len(rows) == len(calls)
@@ -191,7 +190,7 @@ async def test_a_record_that_two_readers_tell_vouches_for_one_fact(tmp_path: Pat
     assert not emergency.status().ok
 
 
-async def test_a_caller_whom_a_killed_asterisk_carried_is_lost_and_no_alarm(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_a_caller_whom_a_killed_asterisk_carried_is_lost_and_no_alarm(database: Database, tmp_path: Path) -> None:
     """The daemon knew of a decision, and of a caller, that the journal never tells."""
     journal = tmp_path / "journal" / "cel.csv"
     journal.parent.mkdir()
@@ -210,8 +209,7 @@ async def test_a_caller_whom_a_killed_asterisk_carried_is_lost_and_no_alarm(data
         # The journal's six; CHAN_START, ANSWER, CALL and CUT of each of the three; CLASS of the first.
         await until(lambda: new.ledger.records == 6 + 3 * 4 + 1, "journal and emergency record are read to their ends")
         assert not new.ledger.calls_in_progress, "nobody comes back"
-    async with database.connect() as connection:
-        rows = (await connection.execute(sa.select(call.c.call_id, call.c.outcome, call.c.ended_at))).all()
+    rows = await database.read(lambda c: c.execute(sa.select(call.c.call_id, call.c.outcome, call.c.ended_at)).all())
     assert sorted((one, outcome) for one, outcome, _ in rows) == [(call_id(n), "lost") for n in (1, 2, 3)]
     assert all(ended_at is not None for *_, ended_at in rows)
 

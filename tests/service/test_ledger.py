@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from callrouter.asterisk.cel import RECORD_MAX
@@ -30,7 +29,8 @@ from callrouter.service import ledger as module
 from callrouter.service.ledger import Ledger, Replayed, replay, signed_call_id
 from callrouter.service.upkeep import rotate
 from callrouter.store import schema
-from callrouter.store.schema import bad_record, call, change, ticket, writing
+from callrouter.store.database import Database, sqlite_file
+from callrouter.store.schema import bad_record, call, change, ticket
 from tests.store.test_calls import CITY
 from tests.support import until, until_found
 from tests.support.database import server_of_our_own
@@ -50,7 +50,7 @@ def journal(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def following(database: AsyncEngine, journal: Path) -> AsyncIterator[Ledger]:
+async def following(database: Database, journal: Path) -> AsyncIterator[Ledger]:
     """A Ledger at work; gone without a word at the end, as when its process is killed."""
     made = Ledger(database, journal, CITY, SECRET)
     task = asyncio.create_task(made.run())
@@ -62,7 +62,7 @@ async def following(database: AsyncEngine, journal: Path) -> AsyncIterator[Ledge
             await task
 
 
-async def follow(database: AsyncEngine, journal: Path, count: int) -> None:
+async def follow(database: Database, journal: Path, count: int) -> None:
     """A Ledger of its own reads `count` more records, and is gone."""
     async with following(database, journal) as made:
         await taken(made, count)
@@ -73,34 +73,39 @@ async def taken(made: Ledger, count: int, seconds: float = 30) -> None:
     assert made.records == count
 
 
-async def tickets(database: AsyncEngine) -> Rows:
+async def tickets(database: Database) -> Rows:
     """Call id → ticket and call, every column; what upkeep and people add included."""
-    async with database.connect() as connection:
-        columns = [*ticket.columns, *(one.label(f"call_{one.name}") for one in call.columns)]
-        rows = await connection.execute(sa.select(*columns).join(call, call.c.call_id == ticket.c.call_id))
-        return {str(row["call_id"]): dict(row) for row in rows.mappings()}
+    columns = [*ticket.columns, *(one.label(f"call_{one.name}") for one in call.columns)]
+    query = sa.select(*columns).join(call, call.c.call_id == ticket.c.call_id)
+    rows = await database.read(lambda c: c.execute(query).mappings().all())
+    return {str(row["call_id"]): dict(row) for row in rows}
 
 
-async def fates(database: AsyncEngine) -> dict[str, str | None]:
-    async with database.connect() as connection:
-        rows = await connection.execute(sa.select(ticket))
-        found = {}
-        for row in rows:
-            assert (row.state, row.disposition) == AFTER[row.outcome]
-            found[row.call_id] = row.outcome
-        return found
+async def fates(database: Database) -> dict[str, str | None]:
+    found = {}
+    for row in await database.read(lambda c: c.execute(sa.select(ticket)).all()):
+        assert (row.state, row.disposition) == AFTER[row.outcome]
+        found[row.call_id] = row.outcome
+    return found
 
 
-async def become(database: AsyncEngine, expected: dict[str, str | None]) -> None:
+async def numbers(database: Database) -> Sequence[str]:
+    return await database.read(lambda c: c.scalars(sa.select(ticket.c.number).order_by(ticket.c.number)).all())
+
+
+async def become(database: Database, expected: dict[str, str | None]) -> None:
     async def so() -> bool:
         return await fates(database) == expected
 
     await until_found(so, "every call has its one right ticket", 60)
 
 
-async def count(database: AsyncEngine, table: sa.Table) -> int:
-    async with database.connect() as connection:
-        return int(await connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
+async def count(database: Database, table: sa.Table) -> int:
+    return int(await database.read(sa.Connection.scalar, sa.select(sa.func.count()).select_from(table)) or 0)
+
+
+async def empty(database: Database, *tables: sa.Table) -> None:
+    await database.write(lambda c: [c.execute(sa.delete(table)) for table in tables])
 
 
 def some_calls(number: int) -> tuple[list[bytes], dict[str, str | None]]:
@@ -117,7 +122,7 @@ def some_calls(number: int) -> tuple[list[bytes], dict[str, str | None]]:
 # --- what the calls come to -------------------------------------------------------------------------------------------
 
 
-async def test_calls_of_every_fate(database: AsyncEngine, journal: Path) -> None:
+async def test_calls_of_every_fate(database: Database, journal: Path) -> None:
     lines, expected = some_calls(30)
     append(journal, b"".join(lines))
     async with following(database, journal) as made:
@@ -126,16 +131,14 @@ async def test_calls_of_every_fate(database: AsyncEngine, journal: Path) -> None
         assert (made.calls_in_progress, made.bad_records) == (0, 0)
         assert made.status().ok
     assert await fates(database) == expected
-    async with database.connect() as connection:
-        row = (await connection.execute(sa.select(call).where(call.c.call_id == call_id(0)))).mappings().one()
-        numbers = list((await connection.execute(sa.select(ticket.c.number).order_by(ticket.c.number))).scalars())
-    assert numbers == [f"AMB-20260121-{n:04d}" for n in range(1, 31)]
+    row = await database.read(lambda c: c.execute(sa.select(call).where(call.c.call_id == call_id(0))).mappings().one())
+    assert await numbers(database) == [f"AMB-20260121-{n:04d}" for n in range(1, 31)]
     assert row["operator_answered_at"] == datetime.fromtimestamp(BEGIN + 8.02, UTC)
     assert (row["class"], row["queues"], row["operator"], row["ended_by"]) == ("fire", ["fire"], "op-aaaaaaaa", "caller")
     assert (row["hangup_cause"], row["sip_call_id"], row["trunk"]) == (16, "call-0@carrier", "local")
 
 
-async def test_the_last_records_of_a_call_written_twice_change_nothing(database: AsyncEngine, journal: Path) -> None:
+async def test_the_last_records_of_a_call_written_twice_change_nothing(database: Database, journal: Path) -> None:
     """Those from its class on: read in one go they look like a call of their own."""
     lines = [line(one) for one in events(0)]
     doubled = [line(one) for one in events(0) if one.at > BEGIN + 5.015]
@@ -149,7 +152,7 @@ async def test_the_last_records_of_a_call_written_twice_change_nothing(database:
     )
 
 
-async def test_a_call_in_progress_has_its_ticket_and_its_news(database: AsyncEngine, journal: Path) -> None:
+async def test_a_call_in_progress_has_its_ticket_and_its_news(database: Database, journal: Path) -> None:
     lines = [line(one) for one in events(1)]
     async with following(database, journal) as made:
         append(journal, lines[0])
@@ -166,7 +169,7 @@ async def test_a_call_in_progress_has_its_ticket_and_its_news(database: AsyncEng
 
 
 async def test_a_daemon_that_is_started_anew_at_any_point_makes_the_same_tickets(
-    database: AsyncEngine, database_url: str, journal: Path, tmp_path: Path
+    database: Database, database_url: str, journal: Path, tmp_path: Path
 ) -> None:
     """Calls as the real Asterisk wrote them, all kinds; a new Ledger for every single record."""
     data = b"".join(path.read_bytes() for path in CAPTURED if path.stem != "asterisk_killed")
@@ -177,9 +180,7 @@ async def test_a_daemon_that_is_started_anew_at_any_point_makes_the_same_tickets
     assert (done.calls, done.bad_records, progress[-1]) == (len(CAPTURED) - 1, 0, len(data))
     expected = await tickets(database)
     assert len(expected) == done.calls
-    async with writing(database) as connection:
-        for table in (change, ticket, call, schema.day_counter):
-            await connection.execute(sa.delete(table))
+    await empty(database, change, ticket, call, schema.day_counter)
 
     position = 0
     for record in _records(data):
@@ -201,7 +202,7 @@ def _records(data: bytes) -> Iterator[bytes]:
     assert not record
 
 
-async def test_asterisk_killed_in_a_talk(database: AsyncEngine, journal: Path) -> None:
+async def test_asterisk_killed_in_a_talk(database: Database, journal: Path) -> None:
     append(journal, (ROOT / "tests" / "journals" / "asterisk_killed.csv").read_bytes())
     async with following(database, journal) as made:
         await until(lambda: made.ended.total() == 1, "the call is closed")
@@ -220,7 +221,7 @@ def _ends_with_a_record(journal: Path) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_any_pieces_rotations_and_restarts(database: AsyncEngine, journal: Path, seed: int) -> None:
+async def test_any_pieces_rotations_and_restarts(database: Database, journal: Path, seed: int) -> None:
     """Written in random pieces; in between it is renamed (as upkeep does), copied and truncated, or the daemon starts anew."""
     lines, expected = some_calls(40)
     dice = random.Random(seed)
@@ -251,7 +252,7 @@ async def test_any_pieces_rotations_and_restarts(database: AsyncEngine, journal:
     assert await count(database, bad_record) == 0
 
 
-async def test_rotation_in_the_middle_of_a_call(database: AsyncEngine, journal: Path) -> None:
+async def test_rotation_in_the_middle_of_a_call(database: Database, journal: Path) -> None:
     lines, expected = some_calls(10)
     async with following(database, journal) as made:
         for n, one in enumerate(lines, 1):
@@ -262,7 +263,7 @@ async def test_rotation_in_the_middle_of_a_call(database: AsyncEngine, journal: 
     assert await fates(database) == expected
 
 
-async def test_a_torn_last_line_is_waited_for(database: AsyncEngine, journal: Path) -> None:
+async def test_a_torn_last_line_is_waited_for(database: Database, journal: Path) -> None:
     whole = records(1)
     append(journal, whole[:-30])
     async with following(database, journal) as made:
@@ -275,7 +276,7 @@ async def test_a_torn_last_line_is_waited_for(database: AsyncEngine, journal: Pa
     assert await count(database, bad_record) == 0
 
 
-async def test_torn_by_a_crash_the_call_is_lost_and_the_piece_kept(database: AsyncEngine, journal: Path) -> None:
+async def test_torn_by_a_crash_the_call_is_lost_and_the_piece_kept(database: Database, journal: Path) -> None:
     """As tools/start.py leaves it: the torn record, a line end, BOOT; the next calls are right."""
     lines = [line(one) for one in events(1)]
     append(journal, b"".join(lines[:5]) + lines[5][:40] + b"\n" + line(boot(BEGIN + 60)) + records(2, at=BEGIN + 70))
@@ -283,14 +284,13 @@ async def test_torn_by_a_crash_the_call_is_lost_and_the_piece_kept(database: Asy
         await taken(made, 5 + 1 + len(events(2)))
         assert made.bad_records == 1
     assert await fates(database) == {call_id(1): "lost", call_id(2): "answered"}
-    async with database.connect() as connection:
-        kept = await connection.scalar(sa.select(bad_record.c.record))
+    kept = await database.read(sa.Connection.scalar, sa.select(bad_record.c.record))
     assert kept is not None
     assert kept.rstrip(b"\n") == lines[5][:40]
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])
-async def test_a_truncated_journal_makes_nothing_twice(database: AsyncEngine, journal: Path, left: int) -> None:
+async def test_a_truncated_journal_makes_nothing_twice(database: Database, journal: Path, left: int) -> None:
     """Cut to so many records while nobody looks, or while somebody does; then new calls."""
     lines = [line(one) for one in events(1)] + [line(one) for one in events(2)]
     append(journal, b"".join(lines))
@@ -305,7 +305,7 @@ async def test_a_truncated_journal_makes_nothing_twice(database: AsyncEngine, jo
     assert await fates(database) == {call_id(n): "answered" for n in (1, 2, 3)}
 
 
-async def test_records_that_come_twice_change_nothing(database: AsyncEngine, journal: Path, tmp_path: Path) -> None:
+async def test_records_that_come_twice_change_nothing(database: Database, journal: Path, tmp_path: Path) -> None:
     lines, expected = some_calls(10)
     append(tmp_path / "once" / "cel.csv", b"".join(lines))
     await replay(database, tmp_path / "once" / "cel.csv", CITY, SECRET, lambda *_: None)
@@ -323,7 +323,7 @@ async def test_records_that_come_twice_change_nothing(database: AsyncEngine, jou
     [b"\0" * 4096, bytes(range(256)) * 9, b'"' * 1001 + b"\n", b"\xff\xfe" * 500 + b"\n", b'"CHAN_START","17690', b"\n\n\n"],
     ids=["zeros", "all bytes", "quotes", "not UTF-8", "torn", "empty lines"],
 )
-async def test_unreadable_bytes_cost_no_call(database: AsyncEngine, journal: Path, garbage: bytes) -> None:
+async def test_unreadable_bytes_cost_no_call(database: Database, journal: Path, garbage: bytes) -> None:
     lines, expected = some_calls(10)
     middle = len(lines) // 2
     append(journal, b"".join(lines[:middle]) + garbage + b"".join(lines[middle:]))
@@ -332,12 +332,11 @@ async def test_unreadable_bytes_cost_no_call(database: AsyncEngine, journal: Pat
         assert made.bad_records >= 1
         assert made.status().ok, "one call's bytes are no fault of the journal"
     assert await fates(database) == expected
-    async with database.connect() as connection:
-        kept = (await connection.execute(sa.select(bad_record.c.record).order_by(bad_record.c.offset))).scalars()
-        assert b"".join(kept) == garbage
+    kept = await database.read(lambda c: c.scalars(sa.select(bad_record.c.record).order_by(bad_record.c.offset)).all())
+    assert b"".join(kept) == garbage
 
 
-async def test_a_damaged_time_does_not_stop_the_ledger(database: AsyncEngine, journal: Path) -> None:
+async def test_a_damaged_time_does_not_stop_the_ledger(database: Database, journal: Path) -> None:
     damaged = line(events(1)[1]).replace(b'"1769', b'"991769')
     append(journal, line(events(1)[0]) + damaged + records(2))
     async with following(database, journal) as made:
@@ -365,20 +364,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-async def test_whatever_a_caller_sends_there_is_one_right_ticket(database: AsyncEngine, journal: Path, text: str) -> None:
+async def test_whatever_a_caller_sends_there_is_one_right_ticket(database: Database, journal: Path, text: str) -> None:
     sent = dict.fromkeys(("name", "number", "identity", "sender", "sip_call_id"), text)
     append(journal, records(1, **sent) + records(2))
     async with following(database, journal) as made:
         await taken(made, 2 * len(events(1)))
         assert made.bad_records == 0
     assert await fates(database) == {call_id(1): "answered", call_id(2): "answered"}
-    async with database.connect() as connection:
-        row = (await connection.execute(sa.select(call).where(call.c.call_id == call_id(1)))).one()
-        for value in (row.caller_name, row.caller_number, row.caller_raw, row.sip_call_id):
-            assert value is None or (len(value) <= 512 and all(one.isprintable() or one == "\u200d" for one in value)), value
+    row = await database.read(lambda c: c.execute(sa.select(call).where(call.c.call_id == call_id(1))).one())
+    for value in (row.caller_name, row.caller_number, row.caller_raw, row.sip_call_id):
+        assert value is None or (len(value) <= 512 and all(one.isprintable() or one == "\u200d" for one in value)), value
 
 
-async def test_a_record_that_is_too_large_costs_only_itself(database: AsyncEngine, journal: Path) -> None:
+async def test_a_record_that_is_too_large_costs_only_itself(database: Database, journal: Path) -> None:
     endless = line(events(1)[0])[:-2] + b"x\n" * (RECORD_MAX // 2 + 10)
     append(journal, records(2) + endless + records(3))
     async with following(database, journal) as made:
@@ -387,7 +385,7 @@ async def test_a_record_that_is_too_large_costs_only_itself(database: AsyncEngin
     assert await fates(database) == {call_id(2): "answered", call_id(3): "answered"}
 
 
-async def test_a_signed_test_call_is_marked(database: AsyncEngine, journal: Path) -> None:
+async def test_a_signed_test_call_is_marked(database: Database, journal: Path) -> None:
     for n, signature in enumerate((
         signed_call_id(int(BEGIN), SECRET),
         signed_call_id(int(BEGIN), "another secret"),
@@ -396,12 +394,11 @@ async def test_a_signed_test_call_is_marked(database: AsyncEngine, journal: Path
     )):  # fmt: skip
         append(journal, records(n, sip_call_id=signature))
     await follow(database, journal, 4 * len(events(1)))
-    async with database.connect() as connection:
-        rows = await connection.execute(sa.select(ticket.c.call_id).where(ticket.c.test))
-        assert list(rows.scalars()) == [call_id(0)]
+    marked = await database.read(lambda c: c.scalars(sa.select(ticket.c.call_id).where(ticket.c.test)).all())
+    assert marked == [call_id(0)]
 
 
-async def test_two_ledgers_of_one_node_write_each_record_once(database: AsyncEngine, journal: Path) -> None:
+async def test_two_ledgers_of_one_node_write_each_record_once(database: Database, journal: Path) -> None:
     """Two daemons by mistake: neither trusts what it read before the other's commit."""
     lines, expected = some_calls(40)
     async with following(database, journal), following(database, journal):
@@ -409,15 +406,13 @@ async def test_two_ledgers_of_one_node_write_each_record_once(database: AsyncEng
             append(journal, b"".join(lines[start : start + 9]))
             await asyncio.sleep(0.01)
         await become(database, expected)
-    async with database.connect() as connection:
-        last = await connection.scalar(sa.select(schema.day_counter.c.last))
-    assert last == len(expected)
+    assert await database.read(sa.Connection.scalar, sa.select(schema.day_counter.c.last)) == len(expected)
 
 
 # --- the journal is not written ---------------------------------------------------------------------------------------
 
 
-async def test_asterisk_does_not_write_the_journal(database: AsyncEngine, journal: Path) -> None:
+async def test_asterisk_does_not_write_the_journal(database: Database, journal: Path) -> None:
     """Told 2 s after a caller came of whom the journal knows nothing; the caller is named once it is written again."""
     async with following(database, journal) as made:
         await until(lambda: made.status().ok, "it follows")
@@ -435,7 +430,7 @@ async def test_asterisk_does_not_write_the_journal(database: AsyncEngine, journa
         await until(lambda: made.status().ok, "all is well again")
 
 
-async def test_a_caller_whom_the_journal_knows_is_not_missed(database: AsyncEngine, journal: Path) -> None:
+async def test_a_caller_whom_the_journal_knows_is_not_missed(database: Database, journal: Path) -> None:
     append(journal, records(1))
     async with following(database, journal) as made:
         await taken(made, len(events(1)))
@@ -448,7 +443,7 @@ async def test_a_caller_whom_the_journal_knows_is_not_missed(database: AsyncEngi
         assert made.unjournaled == 0
 
 
-async def test_an_asterisk_that_was_started_anew_writes_the_journal(database: AsyncEngine, journal: Path) -> None:
+async def test_an_asterisk_that_was_started_anew_writes_the_journal(database: Database, journal: Path) -> None:
     """A caller who died with the Asterisk before, and of whom it could tell nothing any more, is no alarm."""
     async with following(database, journal) as made:
         await until(lambda: made.status().ok, "it follows")
@@ -460,19 +455,19 @@ async def test_an_asterisk_that_was_started_anew_writes_the_journal(database: As
 
 
 async def test_who_is_told_by_a_commit_whose_answer_is_lost_is_not_missed(
-    database: AsyncEngine, journal: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[str] = []
+    write = Database.write
 
-    @asynccontextmanager
-    async def cut_once(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        async with schema.writing(database) as connection:
-            yield connection
+    async def cut_once(self: Database, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        done = await write(self, do, *args, **kwargs)
         if made.calls_in_progress == 0 and not lost and await count(database, call):
             lost.append("the commit of his call")
             raise sa.exc.OperationalError("COMMIT", {}, ConnectionError("lost"))
+        return done
 
-    monkeypatch.setattr("callrouter.service.ledger.writing", cut_once)
+    monkeypatch.setattr(Database, "write", cut_once)
     async with following(database, journal) as made:
         await until(lambda: made.status().ok, "it follows")
         made.arrived(call_id(1))
@@ -485,7 +480,7 @@ async def test_who_is_told_by_a_commit_whose_answer_is_lost_is_not_missed(
         assert made.unjournaled == 0
 
 
-async def test_a_journal_that_cannot_be_read_is_told(database: AsyncEngine, journal: Path) -> None:
+async def test_a_journal_that_cannot_be_read_is_told(database: Database, journal: Path) -> None:
     os.mkdir(journal)  # reading a directory fails, for root as well
     async with following(database, journal) as made:
         await until(lambda: "cannot be read" in made.status().detail, "it is told")
@@ -514,7 +509,7 @@ def database_that_goes_away(kind: str, tmp_path_factory: pytest.TempPathFactory)
             schema.migrate(url)
             yield url, stop, start
         return
-    url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('lite')}/callrouter.db"
+    url = f"sqlite:///{tmp_path_factory.mktemp('lite')}/callrouter.db"
     schema.migrate(url)
     other = sqlite3.connect(make_url(url).database or "", isolation_level=None, check_same_thread=False)
     yield url, lambda: other.execute("BEGIN IMMEDIATE"), lambda: other.execute("ROLLBACK")
@@ -533,7 +528,7 @@ def goes_away(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 async def test_while_the_database_is_away_nothing_is_lost_and_memory_stays_flat(goes_away: Away, journal: Path) -> None:
     url, take_away, bring_back = goes_away
-    database = schema.engine(url)
+    database = Database(url)
     async with following(database, journal) as made:
         append(journal, records(0))
         await taken(made, len(events(0)))
@@ -569,7 +564,7 @@ async def test_started_while_the_database_is_away_it_catches_up(journal: Path) -
         await asyncio.to_thread(schema.migrate, url)
         await asyncio.to_thread(stop)
         append(journal, records(1))
-        database = schema.engine(url)
+        database = Database(url)
         async with following(database, journal) as made:
             await until(lambda: "database does not take" in made.status().detail, "it is told")
             await asyncio.to_thread(start)
@@ -580,9 +575,9 @@ async def test_started_while_the_database_is_away_it_catches_up(journal: Path) -
 
 
 async def test_a_database_that_is_not_migrated_is_waited_for(journal: Path, tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    url = f"sqlite:///{tmp_path}/new.db"
     append(journal, records(1))
-    database = schema.engine(url)
+    database = Database(url)
     async with following(database, journal) as made:
         await until(lambda: "no such table" in made.status().detail, "it is told")
         await asyncio.to_thread(schema.migrate, url)
@@ -593,11 +588,11 @@ async def test_a_database_that_is_not_migrated_is_waited_for(journal: Path, tmp_
 # --- the process is killed --------------------------------------------------------------------------------------------
 
 
-async def _more_than(database: AsyncEngine, tickets: int) -> bool:
+async def _more_than(database: Database, tickets: int) -> bool:
     return await count(database, ticket) > tickets
 
 
-async def test_killed_five_times_within_500_calls(database: AsyncEngine, database_url: str, journal: Path) -> None:
+async def test_killed_five_times_within_500_calls(database: Database, database_url: str, journal: Path) -> None:
     """A real process, `kill -9` while records come in; once more to the end: 500 tickets, all right."""
     lines, expected = some_calls(500)
     parts = [lines[n * len(lines) // 6 : (n + 1) * len(lines) // 6] for n in range(6)]
@@ -622,21 +617,18 @@ async def test_killed_five_times_within_500_calls(database: AsyncEngine, databas
             await process.wait()
         append(journal, b"".join(part[start + 40 :]))
     assert await fates(database) == expected
-    async with database.connect() as connection:
-        numbers = list((await connection.execute(sa.select(ticket.c.number).order_by(ticket.c.number))).scalars())
-        open_calls = await connection.scalar(sa.select(sa.func.count()).where(call.c.ended_at.is_(None)))
-    assert numbers == [f"AMB-20260121-{n:04d}" for n in range(1, 501)]
-    assert open_calls == 0
+    assert await numbers(database) == [f"AMB-20260121-{n:04d}" for n in range(1, 501)]
+    assert await database.read(sa.Connection.scalar, sa.select(sa.func.count()).where(call.c.ended_at.is_(None))) == 0
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
-async def replayed(database: AsyncEngine, journal: Path) -> Replayed:
+async def replayed(database: Database, journal: Path) -> Replayed:
     return await replay(database, journal, CITY, SECRET, lambda *_: None)
 
 
-async def test_replay_from_nothing_gives_identical_rows(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_from_nothing_gives_identical_rows(database: Database, journal: Path) -> None:
     """The rows that an attentive daemon wrote, as they came, and those of a replay into empty tables."""
     lines, _ = some_calls(30)
     async with following(database, journal) as made:
@@ -646,58 +638,63 @@ async def test_replay_from_nothing_gives_identical_rows(database: AsyncEngine, j
                 await taken(made, n)
         await taken(made, len(lines))
     before = await tickets(database)
-    async with writing(database) as connection:
-        for table in (ticket, call, schema.day_counter):
-            await connection.execute(sa.delete(table))
+    await empty(database, ticket, call, schema.day_counter)
     rotate(journal, datetime.now(UTC), limit=1)
     assert await replayed(database, journal) == Replayed(30, len(lines), 0)
     assert await tickets(database) == before
 
 
-async def lose_calls(database: AsyncEngine) -> None:
+async def lose_calls(database: Database, url: str) -> None:
     """Every call row is gone, the tickets are not: what no program of ours does, but a botched restore."""
-    if database.dialect.name == "sqlite":
-        with closing(sqlite3.connect(database.url.database or "", isolation_level=None)) as other:
+    if (file := sqlite_file(url)) is not None:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("DELETE FROM call")
         return
-    async with writing(database) as connection:
-        await connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        await connection.execute(sa.delete(call))
+
+    def lose(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.execute(sa.delete(call))
+
+    await database.write(lose)
 
 
-async def test_replay_into_no_calls_keeps_the_numbers_and_what_people_wrote(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_into_no_calls_keeps_the_numbers_and_what_people_wrote(
+    database: Database, database_url: str, journal: Path
+) -> None:
     lines, _ = some_calls(12)
     append(journal, b"".join(reversed([records(n, FATES[n % 5]) for n in range(12)])))  # not in the order of a replay
     await follow(database, journal, len(lines))
-    async with writing(database) as connection:
-        worked_on = sa.update(ticket).where(ticket.c.call_id == call_id(3))
-        await connection.execute(worked_on.values({"version": 2, "class": "security", "state": "verified", "disposition": "real"}))
+    worked_on = {"version": 2, "class": "security", "state": "verified", "disposition": "real"}
+    await database.write(lambda c: c.execute(sa.update(ticket).where(ticket.c.call_id == call_id(3)).values(worked_on)))
     before = await tickets(database)
     os.remove(journal)
     append(journal, b"".join(lines))
-    await lose_calls(database)
+    await lose_calls(database, database_url)
     assert await tickets(database) == {}
     await replayed(database, journal)
     assert await tickets(database) == before
 
 
-async def test_replay_mends_rows_and_keeps_numbers_and_what_people_wrote(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_mends_rows_and_keeps_numbers_and_what_people_wrote(database: Database, journal: Path) -> None:
     lines, _ = some_calls(10)
     append(journal, b"".join(lines) + b"garbage\n" + records(77))
     await follow(database, journal, len(lines) + len(events(77)))
     before = await tickets(database)
-    async with writing(database) as connection:
-        await connection.execute(sa.update(call).values(outcome="lost", operator=None, story=[], sip_call_id=None))
-        await connection.execute(sa.update(ticket).values(outcome="lost", caller_number=None))
-        worked_on = sa.update(ticket).where(ticket.c.call_id == call_id(3))
-        await connection.execute(worked_on.values(version=4, state="in_progress", disposition="prank"))
-        found = {"recording_state": "ok", "recording_seconds": 1.5, "recording_sha256": "x", "recording_file": "f"}
-        await connection.execute(sa.update(call).where(call.c.call_id == call_id(5)).values(found))
+    worked_on = {"version": 4, "state": "in_progress", "disposition": "prank"}
+    found = {"recording_state": "ok", "recording_seconds": 1.5, "recording_sha256": "x", "recording_file": "f"}
+
+    def damage(connection: sa.Connection) -> None:
+        connection.execute(sa.update(call).values(outcome="lost", operator=None, story=[], sip_call_id=None))
+        connection.execute(sa.update(ticket).values(outcome="lost", caller_number=None))
+        connection.execute(sa.update(ticket).where(ticket.c.call_id == call_id(3)).values(worked_on))
+        connection.execute(sa.update(call).where(call.c.call_id == call_id(5)).values(found))
+
+    await database.write(damage)
     done = await replayed(database, journal)
     assert (done.calls, done.bad_records) == (11, 1)
     after = await tickets(database)
     expected = {one: dict(row) for one, row in before.items()}
-    expected[call_id(3)] |= {"version": 4, "state": "in_progress", "disposition": "prank"}
+    expected[call_id(3)] |= worked_on
     expected[call_id(5)] |= {f"call_{name}": value for name, value in found.items()}
     assert after == expected
     assert await count(database, bad_record) == 1
@@ -705,7 +702,7 @@ async def test_replay_mends_rows_and_keeps_numbers_and_what_people_wrote(databas
     assert await tickets(database) == after
 
 
-async def test_replay_beside_a_running_ledger(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_beside_a_running_ledger(database: Database, journal: Path) -> None:
     """Again and again while calls come in and end: what the daemon follows stays its own."""
     lines, expected = some_calls(60)
     async with following(database, journal) as made:
@@ -718,15 +715,13 @@ async def test_replay_beside_a_running_ledger(database: AsyncEngine, journal: Pa
         await taken(made, len(lines))
         assert made.calls_in_progress == 0
     assert await fates(database) == expected
-    async with database.connect() as connection:
-        last = await connection.scalar(sa.select(schema.day_counter.c.last))
-    assert last == 60
+    assert await database.read(sa.Connection.scalar, sa.select(schema.day_counter.c.last)) == 60
     live = await tickets(database)
     await replayed(database, journal)
     assert await tickets(database) == live
 
 
-async def test_replay_writes_calls_in_progress_as_far_as_they_went(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_writes_calls_in_progress_as_far_as_they_went(database: Database, journal: Path) -> None:
     lines = [line(one) for one in events(1)]
     append(journal, records(0) + b"".join(lines[:8]))
     done = await replayed(database, journal)
@@ -738,9 +733,8 @@ async def test_replay_writes_calls_in_progress_as_far_as_they_went(database: Asy
     assert await fates(database) == {call_id(0): "answered", call_id(1): "answered"}
 
 
-async def test_replay_announces_itself_once(database: AsyncEngine, journal: Path) -> None:
+async def test_replay_announces_itself_once(database: Database, journal: Path) -> None:
     append(journal, records(0) + records(1))
     await replayed(database, journal)
-    async with database.connect() as connection:
-        rows = (await connection.execute(sa.select(change.c.kind, change.c.key))).all()
+    rows = await database.read(lambda c: c.execute(sa.select(change.c.kind, change.c.key)).all())
     assert [tuple(row) for row in rows] == [("replay", module.NODE)]

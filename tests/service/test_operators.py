@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.asterisk import conf
 from callrouter.config import ROOT, Settings
 from callrouter.profile import load_profile
 from callrouter.service.operators import REALM, BadName, NotInForce, Operators, UnknownQueue, digest
 from callrouter.store import people, schema
+from callrouter.store.database import Database
 from callrouter.store.people import NameTaken
 from tests.support import until_found
 
@@ -25,7 +25,7 @@ PROFILE = load_profile(ROOT / "profiles" / "ambon.toml")
 
 
 @pytest.fixture
-def operators(database: AsyncEngine, tmp_path: Path) -> Operators:
+def operators(database: Database, tmp_path: Path) -> Operators:
     return Operators(Settings(state=tmp_path / "state"), PROFILE, database)
 
 
@@ -36,11 +36,10 @@ def rendered(state: Path) -> Settings:
     return here
 
 
-async def stored(database: AsyncEngine) -> str:
+async def stored(database: Database) -> str:
     """Everything that the database holds of operators and tokens."""
-    async with database.connect() as connection:
-        found = [(await connection.execute(sa.select(table))).all() for table in (schema.operator, schema.token)]
-    return str(found)
+    tables = schema.operator, schema.token
+    return str(await database.read(lambda c: [c.execute(sa.select(table)).all() for table in tables]))
 
 
 @pytest.mark.parametrize("name", ["Budi", "Siti O'Brien", "Bätu 🔥", "a" * 80, "x; DROP TABLE operator", "[bold]", "-", "1"])
@@ -80,7 +79,7 @@ async def test_a_name_that_is_taken_adds_nobody(operators: Operators) -> None:
     assert [one.name for one in await operators.listed()] == ["Ayu"]
 
 
-async def test_what_is_stored_opens_no_door(operators: Operators, database: AsyncEngine) -> None:
+async def test_what_is_stored_opens_no_door(operators: Operators, database: Database) -> None:
     (made,) = await operators.add(["Budi"], [("fire", None)])
     (one,) = await operators.listed()
     assert re.fullmatch(r"op-[a-z0-9]{8}", made.user)
@@ -95,9 +94,8 @@ async def test_what_is_stored_opens_no_door(operators: Operators, database: Asyn
     text = await stored(database)
     for secret in (made.sip_password, made.console_password, token):
         assert secret not in text
-    async with database.connect() as connection:
-        assert await people.role_of(connection, digest(token)) == "auditor"
-        assert await people.role_of(connection, digest(digest(token))) is None, "the stored hash is no token"
+    assert await database.read(people.role_of, digest(token)) == "auditor"
+    assert await database.read(people.role_of, digest(digest(token))) is None, "the stored hash is no token"
 
 
 async def test_secrets_differ(operators: Operators) -> None:
@@ -116,7 +114,7 @@ async def test_passwords_can_be_typed_and_mean_the_same_to_every_phone(operators
         assert re.fullmatch("[a-km-np-z2-9]{20}", password)
 
 
-async def test_asterisks_files_name_those_who_may_take_calls(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_asterisks_files_name_those_who_may_take_calls(database: Database, tmp_path: Path) -> None:
     here = rendered(tmp_path / "state")
     operators = Operators(here, PROFILE, database)
     ayu, budi = await operators.add(["Ayu", "Budi"], [("fire", 2), ("medical", None)])
@@ -141,10 +139,10 @@ import asyncio, sys
 from pathlib import Path
 from callrouter.config import Settings
 from callrouter.service.operators import Operators
-from callrouter.store import schema
+from callrouter.store.database import Database
 from tests.service.test_operators import PROFILE
 async def main():
-    database = schema.engine(sys.argv[1])
+    database = Database(sys.argv[1])
     operators = Operators(Settings(state=Path(sys.argv[2])), PROFILE, database)
     for n in range(6):
         await operators.add([f"{sys.argv[3]} {n}"], [("fire", None)])
@@ -153,7 +151,7 @@ asyncio.run(main())
 """
 
 
-async def test_two_processes_that_add_at_once_lose_nobody(database: AsyncEngine, database_url: str, tmp_path: Path) -> None:
+async def test_two_processes_that_add_at_once_lose_nobody(database: Database, database_url: str, tmp_path: Path) -> None:
     """The files hold everybody: neither process writes what it read before the other's last one."""
     here = rendered(tmp_path / "state")
     adding = [
@@ -167,7 +165,7 @@ async def test_two_processes_that_add_at_once_lose_nobody(database: AsyncEngine,
     assert sorted(set(re.findall(r"PJSIP/(op-\w+)", text))) == sorted(one.sip_user for one in listed)
 
 
-async def test_who_publishes_waits_for_the_other_and_reads_after_it(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_who_publishes_waits_for_the_other_and_reads_after_it(database: Database, tmp_path: Path) -> None:
     here = rendered(tmp_path / "state")
     operators, file = Operators(here, PROFILE, database), here.state / "etc" / "generated" / "operators.conf"
     with (here.state / "run" / "operators.lock").open("w") as held:
@@ -176,14 +174,14 @@ async def test_who_publishes_waits_for_the_other_and_reads_after_it(database: As
         (ayu,) = await until_found(operators.listed, "Ayu is stored")
         await asyncio.sleep(0.3)  # time enough to write without asking
         assert ayu.sip_user not in file.read_text()
-        async with schema.writing(database) as connection:
-            await people.add_operator(connection, people.Operator("Budi", "op-budi0000", "0" * 32, "b", "x", (("fire", 0),)))
+        budi = people.Operator("Budi", "op-budi0000", "0" * 32, "b", "x", (("fire", 0),))
+        await database.write(people.add_operator, budi)
     await adding
     assert ayu.sip_user in file.read_text()
     assert "op-budi0000" in file.read_text()
 
 
-async def test_when_asterisks_files_cannot_be_written_the_passwords_are_not_lost(database: AsyncEngine, tmp_path: Path) -> None:
+async def test_when_asterisks_files_cannot_be_written_the_passwords_are_not_lost(database: Database, tmp_path: Path) -> None:
     here = rendered(tmp_path / "state")
     operators = Operators(here, PROFILE, database)
     (generated := here.state / "etc" / "generated" / "operators.conf").unlink()
@@ -199,7 +197,7 @@ async def test_when_asterisks_files_cannot_be_written_the_passwords_are_not_lost
 
 
 async def test_an_asterisk_that_hangs_is_not_waited_for_long(
-    database: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered(tmp_path / "state")
     hanging = tmp_path / "asterisk"
@@ -214,9 +212,9 @@ async def test_an_asterisk_that_hangs_is_not_waited_for_long(
     assert made.user in (here.state / "etc" / "generated" / "operators.conf").read_text()
 
 
-async def test_every_change_is_news(operators: Operators, database: AsyncEngine) -> None:
+async def test_every_change_is_news(operators: Operators, database: Database) -> None:
     await operators.add(["Ayu", "Budi"], [("fire", None)])
     await operators.disable("Ayu")
-    async with database.connect() as connection:
-        rows = (await connection.execute(sa.select(schema.change.c.kind, schema.change.c.key).order_by(schema.change.c.id))).all()
+    query = sa.select(schema.change.c.kind, schema.change.c.key).order_by(schema.change.c.id)
+    rows = await database.read(lambda c: c.execute(query).all())
     assert [tuple(row) for row in rows] == [("operator", "Ayu"), ("operator", "Budi"), ("operator", "Ayu")]

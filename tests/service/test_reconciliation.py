@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.config import ROOT
 from callrouter.profile import load_profile
 from callrouter.service.reconciliation import Reconciliation
-from callrouter.store.schema import ticket, writing
+from callrouter.store.database import Database
+from callrouter.store.schema import ticket
 from tests.service.test_ledger import SECRET, Rows, follow, tickets
 from tests.support.journal import BEGIN, FATES, OPERATOR, append, boot, call_id, events, line
 
@@ -21,7 +21,7 @@ SPAN = BEGIN - 60, BEGIN + 600
 class Desk:
     """A state directory with its witnesses, and the database beside it."""
 
-    def __init__(self, state: Path, database: AsyncEngine) -> None:
+    def __init__(self, state: Path, database: Database) -> None:
         self.state, self.database = state, database
         self.journal = state / "journal" / "cel.csv"
         self.service = Reconciliation(database, state, load_profile(ROOT / "profiles" / "ambon.toml"), SECRET)
@@ -59,7 +59,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, database: AsyncEngine) -> Desk:
+def desk(tmp_path: Path, database: Database) -> Desk:
     return Desk(tmp_path / "state", database)
 
 
@@ -104,10 +104,8 @@ async def test_what_a_person_wrote_stays_when_the_end_is_mended(desk: Desk) -> N
     told = [line(one) for one in events(0) if one.at < BEGIN + 15]
     append(desk.journal, b"".join(told))
     await follow(desk.database, desk.journal, len(told))
-    async with writing(desk.database) as connection:
-        await connection.execute(
-            sa.update(ticket).values(version=1, state="in_progress", disposition="real", **{"class": "medical"})
-        )
+    worked_on = sa.update(ticket).values(version=1, state="in_progress", disposition="real", **{"class": "medical"})
+    await desk.database.write(lambda c: c.execute(worked_on))
     desk.cdr(0, 30)
     await desk.mend()
     row = (await tickets(desk.database))[call_id(0)]
@@ -120,8 +118,7 @@ async def test_a_ticket_that_is_gone_is_made_of_its_call_also_without_the_journa
     append(desk.journal, b"".join(told))
     await follow(desk.database, desk.journal, len(told))
     before = await tickets(desk.database)
-    async with writing(desk.database) as connection:
-        await connection.execute(sa.delete(ticket))
+    await desk.database.write(lambda c: c.execute(sa.delete(ticket)))
     desk.journal.unlink()
     desk.cdr(0, 20.01)
     _, done = await desk.mend()

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from callrouter.store.schema import engine, migrate
+from callrouter.store.database import Database
+from callrouter.store.schema import migrate
 from tests.support.database import new_database, server_of_our_own
 
 
@@ -21,7 +21,7 @@ def postgresql() -> Iterator[str]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, migrated database."""
     if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/callrouter.db"
+        url = f"sqlite:///{tmp_path}/callrouter.db"
     else:
         url = new_database(request.getfixturevalue("postgresql"))
     migrate(url)
@@ -29,7 +29,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
-    made = engine(database_url)
+async def database(database_url: str) -> AsyncIterator[Database]:
+    made = Database(database_url)
     yield made
     await made.dispose()

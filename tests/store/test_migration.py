@@ -3,8 +3,8 @@
 import alembic.autogenerate
 import alembic.migration
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from callrouter.store.database import Database
 from callrouter.store.schema import metadata, migrate
 
 
@@ -13,9 +13,8 @@ def _differences(connection: sa.Connection) -> list[object]:
     return list(alembic.autogenerate.compare_metadata(context, metadata))
 
 
-async def test_the_migrated_database_equals_the_models(database: AsyncEngine) -> None:
-    async with database.connect() as connection:
-        assert await connection.run_sync(_differences) == []
+async def test_the_migrated_database_equals_the_models(database: Database) -> None:
+    assert await database.read(_differences) == []
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:

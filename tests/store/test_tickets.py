@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.domain.call import Call
 from callrouter.domain.caller import normalise, tidy
 from callrouter.store import calls, people, schema, tickets
 from callrouter.store.calls import Fact
-from callrouter.store.schema import call, ticket, writing
+from callrouter.store.database import Database
+from callrouter.store.schema import call, ticket
 from callrouter.store.tickets import BadCursor, Filters
 from callrouter.web.models import Ticket
 from tests.store.test_calls import CITY, NODE, NOON, live, over
@@ -26,17 +26,15 @@ ALL = Filters()
 _MINUTE = 60
 
 
-async def add(database: AsyncEngine, *of: Call) -> None:
-    async with writing(database) as connection:
-        await calls.record(connection, NODE, CITY, [Fact(one, True, False) for one in of])
+async def add(database: Database, *of: Call) -> None:
+    await database.write(calls.record, NODE, CITY, [Fact(one, True, False) for one in of])
 
 
-async def page(database: AsyncEngine, filters: Filters = ALL, cursor: str | None = None, limit: int = 500) -> dict[str, Any]:
-    async with database.connect() as connection:
-        return await tickets.search(connection, filters, cursor, limit, COUNTRY, AREA)
+async def page(database: Database, filters: Filters = ALL, cursor: str | None = None, limit: int = 500) -> dict[str, Any]:
+    return await database.read(tickets.search, filters, cursor, limit, COUNTRY, AREA)
 
 
-async def found(database: AsyncEngine, **filters: Any) -> list[int]:
+async def found(database: Database, **filters: Any) -> list[int]:
     """The last figures of the numbers, in the order found."""
     return [int(one["number"][-4:]) for one in (await page(database, Filters(**filters)))["items"]]
 
@@ -45,7 +43,7 @@ def at(minute: float) -> datetime:
     return datetime.fromtimestamp(NOON + _MINUTE * minute, UTC)
 
 
-async def various(database: AsyncEngine) -> None:
+async def various(database: Database) -> None:
     """Tickets 1 to 6, a minute apart: fire, medical, abandoned, live, lost, and one that a person closed."""
     await add(
         database,
@@ -56,9 +54,8 @@ async def various(database: AsyncEngine) -> None:
         over(5, NOON + 5 * _MINUTE, outcome="lost", ended_by="system"),
         over(6, NOON + 6 * _MINUTE),
     )
-    async with writing(database) as connection:
-        of_sixth = sa.update(ticket).where(ticket.c.call_id == over(6).id)
-        await connection.execute(of_sixth.values(version=1, state="closed", disposition="prank"))
+    of_sixth = sa.update(ticket).where(ticket.c.call_id == over(6).id)
+    await database.write(lambda c: c.execute(of_sixth.values(version=1, state="closed", disposition="prank")))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +77,13 @@ async def various(database: AsyncEngine) -> None:
         ({"class_": "fire", "state": "new", "outcome": "answered", "opened_from": at(0), "q": "0811"}, [1]),
     ],
 )
-async def test_each_filter_alone_and_together(database: AsyncEngine, filters: dict[str, Any], numbers: list[int]) -> None:
+async def test_each_filter_alone_and_together(database: Database, filters: dict[str, Any], numbers: list[int]) -> None:
     await various(database)
     assert await found(database, **filters) == numbers
 
 
 @pytest.mark.parametrize("filters", [{}, {"class_": "fire"}, {"state": "new"}, {"outcome": "answered"}, {"q": "0811"}])
-async def test_pages_lose_and_repeat_nothing_while_tickets_arrive(database: AsyncEngine, filters: dict[str, Any]) -> None:
+async def test_pages_lose_and_repeat_nothing_while_tickets_arrive(database: Database, filters: dict[str, Any]) -> None:
     """Many were opened in the same instant; new ones come between any two pages."""
     for n in range(1, 41):
         await add(database, over(n, NOON + _MINUTE * (n // 8)))
@@ -105,7 +102,7 @@ async def test_pages_lose_and_repeat_nothing_while_tickets_arrive(database: Asyn
     assert len(await found(database, **filters)) == n - 1
 
 
-async def test_the_last_page_says_so(database: AsyncEngine) -> None:
+async def test_the_last_page_says_so(database: Database) -> None:
     await various(database)
     assert (await page(database, limit=6))["next"] is None
     assert (await page(database, limit=5))["next"] is not None
@@ -114,13 +111,13 @@ async def test_the_last_page_says_so(database: AsyncEngine) -> None:
 @pytest.mark.parametrize(
     "cursor", ["", "x", "AAAA", "WyJ4IiwgMV0", "e30", "W10", "bnVsbA", "WzEsMl0", "WyIyMDI2LTAxLTIxIl0", "\u00e4", "/" * 9]
 )
-async def test_a_cursor_that_is_none_of_ours(database: AsyncEngine, cursor: str) -> None:
+async def test_a_cursor_that_is_none_of_ours(database: Database, cursor: str) -> None:
     with pytest.raises(BadCursor):
         await page(database, cursor=cursor)
 
 
 @pytest.mark.parametrize("sent", ["0811234567", "62811234567", "+62811234567", "0062811234567", "+62 811-234-567"])
-async def test_one_caller_whatever_the_form_of_the_number(database: AsyncEngine, sent: str) -> None:
+async def test_one_caller_whatever_the_form_of_the_number(database: Database, sent: str) -> None:
     await add(database, live(1, number=sent), live(2, NOON + 1, number="0811234999"), live(3, NOON + 2, number="021234567"))
     for asked in ("0811234567", "62811234567", "+62811234567", "0811-234-567", " 0811 234 567 ", "+62 811 234567"):
         assert await found(database, q=asked) == [1], asked
@@ -130,7 +127,7 @@ async def test_one_caller_whatever_the_form_of_the_number(database: AsyncEngine,
         assert await found(database, q=asked) == [], asked
 
 
-async def test_local_and_short_numbers_are_found_as_typed(database: AsyncEngine) -> None:
+async def test_local_and_short_numbers_are_found_as_typed(database: Database) -> None:
     await add(database, live(1, number="345678"), live(2, NOON + 1, number="1500123"), live(3, NOON + 2, number="112"))
     assert [await found(database, q=q) for q in ("345678", "0911345678", "3456", "1500", "112")] == [[1], [1], [1], [2], [3]]
 
@@ -182,12 +179,12 @@ NAMES = (
         ("lestari", set()),
     ],
 )
-async def test_names_by_their_beginning_letter_for_letter(database: AsyncEngine, q: str, names: set[str]) -> None:
+async def test_names_by_their_beginning_letter_for_letter(database: Database, q: str, names: set[str]) -> None:
     await add(database, *(live(n, NOON + n, name=name, number="") for n, name in enumerate(NAMES)))
     assert {one["caller"]["name"] for one in (await page(database, Filters(q=q)))["items"]} == names
 
 
-async def test_a_name_found_in_very_many_tickets_means_the_same(database: AsyncEngine) -> None:
+async def test_a_name_found_in_very_many_tickets_means_the_same(database: Database) -> None:
     """Beyond some hundred it is looked for on the walk back in time instead of by index: same answer, also by pages."""
     await in_bulk(database, 1200, lambda n: {"caller_name": "100% ayu" if n % 2 else "100 ayu", "caller_number": f"+62811{n:07d}"})
     for q, count in (("100%", 600), ("100", 1200), ("%", 0), ("0811", 1200), ("62811", 1200), ("+62811", 1200), ("811", 0)):
@@ -202,7 +199,7 @@ async def test_a_name_found_in_very_many_tickets_means_the_same(database: AsyncE
         assert seen == sorted(seen, reverse=True)
 
 
-async def test_a_ticket_is_found_by_its_number_and_by_asterisks_id(database: AsyncEngine) -> None:
+async def test_a_ticket_is_found_by_its_number_and_by_asterisks_id(database: Database) -> None:
     await various(database)
     assert await found(database, q="AMB-20260121-0002") == [2]
     assert await found(database, q="amb-20260121-0002") == [2]
@@ -213,7 +210,7 @@ async def test_a_ticket_is_found_by_its_number_and_by_asterisks_id(database: Asy
 @pytest.mark.parametrize(
     "q", ["\x00", "\u202e", "a\x00b", "\ud800", "\U0010ffff", "'", "--", "+", "0", "00", "+0", " " * 100, "9" * 100]
 )
-async def test_nothing_that_is_asked_breaks_the_search(database: AsyncEngine, q: str) -> None:
+async def test_nothing_that_is_asked_breaks_the_search(database: Database, q: str) -> None:
     await add(database, live(1))
     await page(database, Filters(q=q))
 
@@ -224,9 +221,8 @@ def test_whatever_a_caller_is_called_his_names_beginning_finds_him(names: list[s
     """In plain SQL of SQLite, in memory: the search against what normalising and casefolding say."""
 
     async def check() -> None:
-        database = schema.engine("sqlite+aiosqlite://")
-        async with database.begin() as connection:
-            await connection.run_sync(schema.metadata.create_all)
+        database = Database("sqlite://")
+        await database.write(schema.metadata.create_all)
         await add(database, *(live(n, NOON + n, name=name, number="") for n, name in enumerate(names)))
         shown = [normalise("", name, "", "", "", COUNTRY, AREA).name for name in names]
         full = data.draw(st.sampled_from([name for name in shown if name] or ["x"]))
@@ -242,24 +238,21 @@ def test_whatever_a_caller_is_called_his_names_beginning_finds_him(names: list[s
 # --- shape ------------------------------------------------------------------------------------------------------------
 
 
-async def test_every_ticket_is_of_the_documented_shape(database: AsyncEngine) -> None:
+async def test_every_ticket_is_of_the_documented_shape(database: Database) -> None:
     await various(database)
-    async with database.connect() as connection:
-        for one in (await page(database))["items"]:
-            assert await tickets.get(connection, one["number"]) == one
-            json.dumps(one, allow_nan=False)
-            model = Ticket.model_validate_json(json.dumps(one), strict=True)
-            assert model.model_dump(mode="json", by_alias=True).keys() == one.keys()
-        assert await tickets.get(connection, "AMB-20260121-0099") is None
+    for one in (await page(database))["items"]:
+        assert await database.read(tickets.get, one["number"]) == one
+        json.dumps(one, allow_nan=False)
+        model = Ticket.model_validate_json(json.dumps(one), strict=True)
+        assert model.model_dump(mode="json", by_alias=True).keys() == one.keys()
+    assert await database.read(tickets.get, "AMB-20260121-0099") is None
 
 
-async def test_what_happened_is_told_with_the_operators_name(database: AsyncEngine) -> None:
-    async with writing(database) as connection:
-        await people.add_operator(connection, people.Operator("Budi", "op-aaaaaaaa", "h", "c", "x", (("fire", 0),)))
+async def test_what_happened_is_told_with_the_operators_name(database: Database) -> None:
+    await database.write(people.add_operator, people.Operator("Budi", "op-aaaaaaaa", "h", "c", "x", (("fire", 0),)))
     story = ((NOON + 6.5, "rang", "op-aaaaaaaa"), (NOON + 8, "answered", "op-aaaaaaaa"), (NOON + 9, "outside number answered", ""))
     await add(database, over(1, story=story, notes=((NOON + 1.25, "no key pressed"),)))
-    async with database.connect() as connection:
-        one = await tickets.get(connection, "AMB-20260121-0001")
+    one = await database.read(tickets.get, "AMB-20260121-0001")
     assert one is not None
     assert one["call"]["operator"] == "Budi"
     assert [(step["what"], step["who"]) for step in one["history"]] == [
@@ -271,17 +264,15 @@ async def test_what_happened_is_told_with_the_operators_name(database: AsyncEngi
     assert one["notes"] == [{"at": "2026-01-21T03:00:01.250000Z", "by": "system", "text": "no key pressed"}]
 
 
-async def test_the_address_of_a_recording_is_told_only_where_there_is_one(database: AsyncEngine) -> None:
+async def test_the_address_of_a_recording_is_told_only_where_there_is_one(database: Database) -> None:
     await add(database, *(over(n, NOON + n) for n in range(1, 5)))
     for n, state in ((1, "ok"), (2, "partial"), (3, "missing")):
-        async with writing(database) as connection:
-            file = None if state == "missing" else f"recordings/{n}.wav"
-            where = sa.update(call).where(call.c.call_id == over(n).id)
-            await connection.execute(where.values(recording_state=state, recording_file=file))
+        file = None if state == "missing" else f"recordings/{n}.wav"
+        where = sa.update(call).where(call.c.call_id == over(n).id)
+        await database.write(sa.Connection.execute, where.values(recording_state=state, recording_file=file))
     urls = [one["recording"]["url"] for one in reversed((await page(database))["items"])]
     assert urls == [f"/api/v1/tickets/AMB-20260121-{n:04d}/recording" if n < 3 else None for n in range(1, 5)]
-    async with database.connect() as connection:
-        files = [await tickets.recording_file(connection, f"AMB-20260121-{n:04d}") for n in range(1, 6)]
+    files = [await database.read(tickets.recording_file, f"AMB-20260121-{n:04d}") for n in range(1, 6)]
     assert files == ["recordings/1.wav", "recordings/2.wav", None, None, None]
 
 
@@ -290,7 +281,7 @@ async def test_the_address_of_a_recording_is_told_only_where_there_is_one(databa
 BULK = 20_000
 
 
-async def in_bulk(database: AsyncEngine, count: int, more: Any) -> None:
+async def in_bulk(database: Database, count: int, more: Any) -> None:
     """Tickets straight into the tables."""
     rows_call, rows_ticket = [], []
     for n in range(count):
@@ -306,15 +297,17 @@ async def in_bulk(database: AsyncEngine, count: int, more: Any) -> None:
         rows_ticket.append({**row, "call_id": f"c-{n}", "opened_at": opened, "version": 0})
         facts = {"queues": [], "notes": [], "story": [], "test": False, "caller_withheld": False, "caller_no_sim": False}
         rows_call.append({"call_id": f"c-{n}", "node": "n", "arrived_at": opened, "class": row["class"], **facts})
-    async with writing(database) as connection:
+
+    def written(connection: sa.Connection) -> None:
         for start in range(0, count, 1000):
-            await connection.execute(sa.insert(call), rows_call[start : start + 1000])
-            await connection.execute(sa.insert(ticket), rows_ticket[start : start + 1000])
-    async with database.connect() as connection:
-        await (await connection.execution_options(isolation_level="AUTOCOMMIT")).exec_driver_sql("ANALYZE")
+            connection.execute(sa.insert(call), rows_call[start : start + 1000])
+            connection.execute(sa.insert(ticket), rows_ticket[start : start + 1000])
+
+    await database.write(written)
+    await database.write(lambda c: c.exec_driver_sql("ANALYZE"))
 
 
-async def plans(database: AsyncEngine, filters: Filters, cursor: str | None = None) -> list[str]:
+async def plans(database: Database, filters: Filters, cursor: str | None = None) -> list[str]:
     """How the database goes about each statement of one search."""
     asked: list[tuple[str, Any]] = []
 
@@ -322,18 +315,15 @@ async def plans(database: AsyncEngine, filters: Filters, cursor: str | None = No
         if statement.lstrip().upper().startswith("SELECT"):
             asked.append((statement, parameters))
 
-    sa.event.listen(database.sync_engine, "before_cursor_execute", note)
-    try:
-        await page(database, filters, cursor, 50)
-    finally:
-        sa.event.remove(database.sync_engine, "before_cursor_execute", note)
-    explain = "EXPLAIN QUERY PLAN " if database.dialect.name == "sqlite" else "EXPLAIN "
-    async with database.connect() as connection:
-        answers = []
-        for statement, parameters in asked:
-            rows = (await connection.exec_driver_sql(explain + statement, parameters)).all()
-            answers.append("\n".join(str(row[-1]) for row in rows))
-    return answers
+    explain = "EXPLAIN QUERY PLAN " if database.dialect == "sqlite" else "EXPLAIN "
+
+    def explained(connection: sa.Connection) -> list[str]:
+        sa.event.listen(connection, "before_cursor_execute", note)  # of this connection only, which ends with the transaction
+        tickets.search(connection, filters, cursor, 50, COUNTRY, AREA)
+        answers = (connection.exec_driver_sql(explain + statement, parameters) for statement, parameters in asked)
+        return ["\n".join(str(row[-1]) for row in rows) for rows in answers]
+
+    return await database.read(explained)
 
 
 def walks(plan: str) -> list[str]:
@@ -349,7 +339,7 @@ def walks(plan: str) -> list[str]:
     ]
 
 
-async def test_every_filter_is_a_walk_along_an_index(database: AsyncEngine) -> None:
+async def test_every_filter_is_a_walk_along_an_index(database: Database) -> None:
     rare = {0: "lost", 1: "abandoned_queue"}
 
     def row(n: int) -> dict[str, Any]:
@@ -385,7 +375,7 @@ async def test_every_filter_is_a_walk_along_an_index(database: AsyncEngine) -> N
                 assert walks(plan) == [], (filters, after, plan)
 
 
-async def test_a_text_that_all_tickets_begin_with_is_not_collected_first(database: AsyncEngine) -> None:
+async def test_a_text_that_all_tickets_begin_with_is_not_collected_first(database: Database) -> None:
     """The page itself then uses no index of the text, which would gather and sort everything for one page."""
     await in_bulk(database, BULK, lambda n: {})
     for q in ("name", "0811"):

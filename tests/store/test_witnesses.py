@@ -6,12 +6,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.domain.call import EMERGENCY, JOURNAL, RECONCILIATION, Call
 from callrouter.store import calls, recordings, tickets, witnesses
 from callrouter.store.calls import City, Fact
-from callrouter.store.schema import call, ticket, writing
+from callrouter.store.database import Database
+from callrouter.store.schema import call, ticket
 
 CITY = City("AMB", ZoneInfo("Asia/Jayapura"), "62", "911")
 AT = 1_790_000_000.0
@@ -30,51 +30,45 @@ TOLD = {
 }
 
 
-async def tell(database: AsyncEngine, *facts: Fact, rebuild: bool = False) -> None:
+async def tell(database: Database, *facts: Fact, rebuild: bool = False) -> None:
     for fact in facts:
-        async with writing(database) as connection:
-            await calls.record(connection, "callrouter", CITY, [fact], rebuild=rebuild)
+        await database.write(calls.record, "callrouter", CITY, [fact], rebuild=rebuild)
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
-async def test_the_strongest_proof_of_the_end_wins_in_any_order(database: AsyncEngine, rebuild: bool) -> None:
+async def test_the_strongest_proof_of_the_end_wins_in_any_order(database: Database, rebuild: bool) -> None:
     strength = list(TOLD)
     for chosen in itertools.chain.from_iterable(itertools.permutations(strength, n) for n in (1, 2, 3)):
-        async with writing(database) as connection:
-            await connection.execute(sa.delete(ticket))
-            await connection.execute(sa.delete(call))
+        for table in (ticket, call):
+            await database.write(sa.Connection.execute, sa.delete(table))
         await tell(database, *(TOLD[name] for name in chosen), rebuild=rebuild)
         best = TOLD[max(chosen, key=strength.index)]
-        async with database.connect() as connection:
-            (row,) = (await connection.execute(sa.select(call))).mappings().all()
-            (of_ticket,) = (await connection.execute(sa.select(ticket))).mappings().all()
+        (row,) = await database.read(lambda c: c.execute(sa.select(call)).mappings().all())
+        (of_ticket,) = await database.read(lambda c: c.execute(sa.select(ticket)).mappings().all())
         assert row["ended_from"] == best.proof, chosen
         assert row["outcome"] == of_ticket["outcome"] == best.call.outcome, chosen
         assert row["source"] == best.source, chosen
 
 
-async def test_a_cut_call_lived_until_its_recording_ends(database: AsyncEngine) -> None:
+async def test_a_cut_call_lived_until_its_recording_ends(database: Database) -> None:
     await tell(database, TOLD["cut"])
-    async with database.connect() as connection:
-        (due,) = await recordings.due(connection, "callrouter")
-        (before,) = (await tickets.search(connection, tickets.Filters(outcome="lost"), None, 5, "62", "911"))["items"]
+    lost = tickets.Filters(outcome="lost")
+    (due,) = await database.read(recordings.due, "callrouter")
+    (before,) = (await database.read(tickets.search, lost, None, 5, "62", "911"))["items"]
     assert due.cut
     assert before["notes"][-1]["text"] == "lived at least until 2026-09-21T14:13:21.000000Z, as the last journal record proves"
     until = datetime.fromtimestamp(AT, UTC) + timedelta(seconds=6)
-    async with writing(database) as connection:
-        await recordings.save(connection, {ID: recordings.Found("partial", 6.0, "0" * 64, "recordings/x.wav", until)})
+    await database.write(recordings.save, {ID: recordings.Found("partial", 6.0, "0" * 64, "recordings/x.wav", until)})
     await tell(database, TOLD["cut"], rebuild=True)  # a rebuild knows nothing of recordings and keeps what upkeep found
-    async with database.connect() as connection:
-        (after,) = (await tickets.search(connection, tickets.Filters(outcome="lost"), None, 5, "62", "911"))["items"]
+    (after,) = (await database.read(tickets.search, lost, None, 5, "62", "911"))["items"]
     assert after["call"]["ended_at"] == "2026-09-21T14:13:26.000000Z"
     assert after["notes"][-1]["text"] == "lived at least until 2026-09-21T14:13:26.000000Z, as the recording proves"
     assert (after["state"], after["disposition"]) == ("new", "lost")
 
 
-async def test_many_calls_of_a_period_are_read_whole(database: AsyncEngine) -> None:
+async def test_many_calls_of_a_period_are_read_whole(database: Database) -> None:
     """They are streamed: more than one portion of them."""
-    many = [OF_JOURNAL._replace(id=f"callrouter-{AT + n:.0f}.{n}", arrived_at=AT + n) for n in range(60)]
-    await tell(database, *(Fact(one, True, False, JOURNAL) for one in many))
-    async with database.connect() as connection:
-        found = await witnesses.rows(connection, AT + 10, AT + 50)
-    assert sorted(row.call_id for row in found) == sorted(one.id for one in many[10:50])
+    many = [OF_JOURNAL._replace(id=f"callrouter-{AT + n:.0f}.{n}", arrived_at=AT + n) for n in range(700)]
+    await database.write(calls.record, "callrouter", CITY, [Fact(one, True, False, JOURNAL) for one in many])
+    found = await database.read(witnesses.rows, AT + 10, AT + 650)
+    assert sorted(row.call_id for row in found) == sorted(one.id for one in many[10:650])

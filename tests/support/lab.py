@@ -18,7 +18,7 @@ from callrouter.phone import Dialog, Phone
 from callrouter.phone.audio import tone
 from callrouter.profile import load_profile
 from callrouter.service.operators import Operators
-from callrouter.store import schema
+from callrouter.store.database import Database
 from tests.support import until, until_found
 from tests.support.database import of_a_stack
 from tests.support.ports import AUDIO_PORTS, leased_offset
@@ -45,7 +45,7 @@ class Lab:
 
     async def add_operators(self, count: int, *queues: str) -> list[tuple[str, str, str]]:
         """(name, user, password) of new operators who serve those queues; `fire:1` is a queue with its penalty."""
-        database = schema.engine(self.stack.settings.database_url)
+        database = Database(self.stack.settings.database_url)
         try:
             service = Operators(self.stack.settings, self.stack.profile, database)
             names = []
@@ -256,7 +256,7 @@ def outside(contact: str, *, lines: int = 2, every_s: int = 30) -> Callable[[str
 async def start(stack: Stack) -> Lab:
     await asyncio.to_thread(stack.up)
     lab = Lab(stack)
-    database = schema.engine(stack.settings.database_url)
+    database = Database(stack.settings.database_url)
     try:
         lab.token = await Operators(stack.settings, stack.profile, database).new_token("admin")
     finally:

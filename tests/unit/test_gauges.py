@@ -15,8 +15,8 @@ from callrouter.service.gauges import Gauges
 from callrouter.service.ledger import Ledger
 from callrouter.service.refusals import Refusals
 from callrouter.service.watchdog import Watchdog
-from callrouter.store import schema
 from callrouter.store.calls import City
+from callrouter.store.database import Database
 
 
 def shown(gauges: Gauges, name: str) -> dict[str, float]:
@@ -38,7 +38,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[tuple[Ari, Ledger, Refusals, Wa
     async def serve(call: Call) -> None:
         raise AssertionError
 
-    database = schema.engine(f"sqlite+aiosqlite:///{tmp_path / 'callrouter.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'callrouter.db'}")
     ari = Ari("http://127.0.0.1:1", "secret", serve)
     ledger = Ledger(database, tmp_path / "cel.csv", City("AMB", ZoneInfo("Asia/Jayapura"), "62", "911"), "secret")
     ami = Ami("127.0.0.1", 1, "daemon", "secret")

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from callrouter.config import ROOT, Ports, SettingsError, settings
 from callrouter.profile import load_profile
+from callrouter.store.database import sqlite_file
+from callrouter.store.schema import migrate
 
 VARIABLES = ("CALLROUTER_DATABASE_URL", "CALLROUTER_PROFILE", "CALLROUTER_PORT_OFFSET", "CALLROUTER_STATE", "ASTERISK")
 
@@ -24,7 +26,7 @@ def test_defaults(set_empty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     here = settings()
     assert here.profile == ROOT / "profiles" / "ambon.toml"
     assert here.state == ROOT / "var"
-    assert here.database_url == f"sqlite+aiosqlite:///{ROOT}/var/callrouter.db"
+    assert here.database_url == f"sqlite:///{ROOT}/var/callrouter.db"
     assert here.asterisk_binary == ROOT / ".runtime" / "asterisk" / "bin" / "asterisk"
     ports = Ports(
         sip=5060, console=8112, daemon=8113, ari=8088, ami=5038, hep=9060, rtp_first=10000, rtp_last=13999
@@ -51,7 +53,14 @@ def test_everything_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def test_sqlite_stands_in_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CALLROUTER_STATE", str(tmp_path))
-    assert settings().database_url == f"sqlite+aiosqlite:///{tmp_path}/callrouter.db"
+    assert settings().database_url == f"sqlite:///{tmp_path}/callrouter.db"
+
+
+def test_an_older_name_of_sqlite_means_the_same_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CALLROUTER_DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/old.db")
+    migrate(settings().database_url)
+    assert sqlite_file(settings().database_url) == tmp_path / "old.db"
+    assert (tmp_path / "old.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ def test_sqlite_stands_in_the_state_directory(monkeypatch: pytest.MonkeyPatch, t
         ("CALLROUTER_PORT_OFFSET", "x", "a valid integer"),
         ("CALLROUTER_PORT_OFFSET", "-1", "greater than or equal to 0"),
         ("CALLROUTER_PORT_OFFSET", "40001", "less than or equal to 40000"),
-        ("CALLROUTER_DATABASE_URL", "mysql://host/name", "must start with sqlite+aiosqlite:// or postgresql+asyncpg://"),
+        ("CALLROUTER_DATABASE_URL", "mysql://host/name", "must start with sqlite:// or postgresql+asyncpg://"),
     ],
 )
 def test_a_bad_value_is_one_sentence(variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

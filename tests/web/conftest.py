@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from callrouter.config import ROOT, Settings
 from callrouter.domain.call import Call
@@ -19,6 +18,7 @@ from callrouter.service.operators import Operators
 from callrouter.service.setup import city
 from callrouter.store import calls, schema
 from callrouter.store.calls import Fact
+from callrouter.store.database import Database
 from callrouter.web.server import Console
 from tests.store.conftest import database, database_url, postgresql
 from tests.support.ports import leased_offset
@@ -35,7 +35,7 @@ class Web:
 
     session: ClientSession
     operators: Operators
-    database: AsyncEngine
+    database: Database
     settings: Settings
     profile: Profile
 
@@ -83,33 +83,36 @@ CALLS = (
 
 
 @pytest.fixture
-async def web(database: AsyncEngine, tmp_path: Path) -> AsyncIterator[Web]:
+async def web(database: Database, tmp_path: Path) -> AsyncIterator[Web]:
     with leased_offset() as offset:
         async with _served(database, Settings(state=tmp_path / "state", port_offset=offset)) as served:
             yield served
 
 
 @asynccontextmanager
-async def _served(database: AsyncEngine, settings: Settings) -> AsyncIterator[Web]:
+async def _served(database: Database, settings: Settings) -> AsyncIterator[Web]:
     profile = load_profile(ROOT / "profiles" / "ambon.toml")
     recordings = settings.state / "recordings"
     recordings.mkdir(parents=True)
     (recordings / "0.wav").write_bytes(RECORDING)
     (settings.state / "secret").write_text("not for you")
-    async with schema.writing(database) as connection:
-        await calls.record(connection, "node", city(profile), [Fact(one, True, False) for one in CALLS])
-        for call_id, file in (
-            (CALLS[0].id, "recordings/0.wav"),
-            (CALLS[1].id, "recordings/../secret"),
-            (CALLS[2].id, "recordings/no.wav"),
-        ):
-            await connection.execute(
-                sa.update(schema.call)
-                .where(schema.call.c.call_id == call_id)
-                .values(recording_file=file, recording_state="ok", recording_seconds=12.5, recording_sha256="0" * 64)
-            )
+    await database.write(_fill, profile)
     server = TestServer(Console(settings, profile, database).application())
     await server.start_server(access_log=None)
     async with ClientSession(server.make_url("/")) as session:
         yield Web(session, Operators(settings, profile, database), database, settings, profile)
     await server.close()
+
+
+def _fill(connection: sa.Connection, profile: Profile) -> None:
+    calls.record(connection, "node", city(profile), [Fact(one, True, False) for one in CALLS])
+    for call_id, file in (
+        (CALLS[0].id, "recordings/0.wav"),
+        (CALLS[1].id, "recordings/../secret"),
+        (CALLS[2].id, "recordings/no.wav"),
+    ):
+        connection.execute(
+            sa.update(schema.call)
+            .where(schema.call.c.call_id == call_id)
+            .values(recording_file=file, recording_state="ok", recording_seconds=12.5, recording_sha256="0" * 64)
+        )

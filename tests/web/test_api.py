@@ -234,8 +234,7 @@ async def test_an_agency_reads_no_tickets_and_all_others_do(web: Web, role: str)
 
 async def test_no_token_is_stored(web: Web) -> None:
     made = await web.token()
-    async with web.database.connect() as connection:
-        stored = (await connection.execute(sa.select(schema.token))).mappings().one()
+    stored = await web.database.read(lambda c: c.execute(sa.select(schema.token)).mappings().one())
     assert made not in json.dumps(dict(stored), default=str)
     assert len(made) >= 43
 
@@ -278,8 +277,7 @@ async def test_what_is_no_route_or_no_method_is_a_problem(web: Web) -> None:
 
 async def test_a_database_that_is_gone_is_a_problem_and_no_traceback(web: Web) -> None:
     token = await web.token()
-    async with schema.writing(web.database) as connection:
-        await connection.execute(sa.text("ALTER TABLE token RENAME TO elsewhere"))
+    await web.database.write(lambda c: c.execute(sa.text("ALTER TABLE token RENAME TO elsewhere")))
     answer = await _get(web, TICKETS, token)
     problem = await _problem(answer, 503)
     assert "elsewhere" not in json.dumps(problem)

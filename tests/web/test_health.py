@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from callrouter.health import Component
-from callrouter.store import schema
 from callrouter.web.health import add_health, ready_body
 from tests.web.conftest import CALLS, Web
 
@@ -87,8 +86,7 @@ async def test_what_the_daemon_finds_wrong_is_passed_on(web: Web, wrong: str, st
 async def test_the_database_is_what_this_process_sees_of_it(web: Web) -> None:
     async with _daemon(web, _components(database="the daemon's view")):
         assert (await _ready(web))[1]["status"] == "ready"
-        async with schema.writing(web.database) as connection:
-            await connection.execute(sa.text("ALTER TABLE ticket RENAME TO elsewhere"))
+        await web.database.write(lambda c: c.execute(sa.text("ALTER TABLE ticket RENAME TO elsewhere")))
         code, body = await _ready(web)
         assert (code, body["status"]) == (503, "degraded")
         assert not body["components"]["database"]["ok"]
@@ -178,8 +176,7 @@ async def test_metrics_count_tickets_and_requests(web: Web) -> None:
 
 
 async def test_metrics_go_on_without_the_database_and_show_no_old_figures(web: Web) -> None:
-    async with schema.writing(web.database) as connection:
-        await connection.execute(sa.text("ALTER TABLE ticket RENAME TO elsewhere"))
+    await web.database.write(lambda c: c.execute(sa.text("ALTER TABLE ticket RENAME TO elsewhere")))
     assert "callrouter_tickets" not in await _metrics(web)
 
 
