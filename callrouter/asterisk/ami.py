@@ -11,6 +11,7 @@ import contextlib
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -102,17 +103,17 @@ class Ami:
         self.heard = time.monotonic()
 
     async def _session(self) -> None:
-        connection = _Connection(self._hear)
+        connection = _Connection(self._hear, self._on_event)
         async with asyncio.timeout(_CONNECT_S):
             await asyncio.get_running_loop().create_connection(lambda: connection, *self._address)
         try:
             await connection.send(self._login, as_list=False)
             self._connection, self._backoff_s = connection, _BACKOFF_MIN_S
             async with asyncio.TaskGroup() as group:
-                consumer = group.create_task(self._consume(connection))
+                snapshots = group.create_task(self._snapshots(connection))
                 pinger = group.create_task(self._ping(connection))
                 await connection.lost.wait()
-                consumer.cancel()
+                snapshots.cancel()
                 pinger.cancel()
         except* AmiError as errors:
             raise errors.exceptions[0] from None
@@ -120,19 +121,13 @@ class Ami:
             self._connection = None
             connection.shut("connection closed")
 
-    async def _consume(self, connection: "_Connection") -> None:
-        connection.gap.set()
+    async def _snapshots(self, connection: "_Connection") -> None:
+        """One after the login and after each gap."""
         while True:
-            if connection.gap.is_set():
-                connection.gap.clear()
-                await self._on_resync()
-            event = await connection.events.get()
-            if event is not None:
-                try:
-                    self._on_event(event)
-                except Exception:
-                    log.exception("ami event not understood; taking a fresh snapshot", event_name=event.get("Event"))
-                    connection.gap.set()
+            await connection.gap.wait()
+            connection.keep()
+            await self._on_resync()
+            connection.give()
 
     async def _ping(self, connection: "_Connection") -> None:
         while True:
@@ -150,10 +145,11 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
     forgetable_actions = ()
     save_stream = None
 
-    def __init__(self, on_data: Callable[[], None]) -> None:
-        self._on_data = on_data
-        self.events: asyncio.Queue[dict[str, str] | None] = asyncio.Queue(_EVENTS_MAX)
+    def __init__(self, on_data: Callable[[], None], on_event: Callable[[dict[str, str]], None]) -> None:
+        self._on_data, self._on_event = on_data, on_event
+        self._kept: deque[dict[str, str]] | None = deque()  # events during a snapshot; None: each is given on as it comes
         self.gap, self.lost = asyncio.Event(), asyncio.Event()
+        self.gap.set()  # whatever happened before
         self.awaiting_actions: list[object] = []  # AMIProtocol puts here what a Manager would send again
         self._waiting: set[asyncio.Future[Any]] = set()
         self._begun = b""  # of a message that is not complete yet
@@ -195,15 +191,29 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
     def dispatch(self, message: Message) -> None:
         self._tell(plain(message))
 
+    def keep(self) -> None:
+        """A snapshot is being taken: events wait until it is there."""
+        self.gap.clear()
+        self._kept = deque()
+
+    def give(self) -> None:
+        """The snapshot is there: give on what came meanwhile, and from now on each event as it comes."""
+        kept, self._kept = self._kept or (), None
+        for event in kept:
+            self._tell(event)
+
     def _tell(self, event: dict[str, str]) -> None:
-        # Called inside data_received: an exception here would end the connection and lose the other events of this read.
+        if self._kept is not None:
+            if len(self._kept) == _EVENTS_MAX:
+                self._kept.clear()
+                self.gap.set()
+            self._kept.append(event)
+            return
         try:
-            self.events.put_nowait(event)
-        except asyncio.QueueFull:
-            while not self.events.empty():
-                self.events.get_nowait()
+            self._on_event(event)
+        except Exception:  # in `data_received` it would end the connection and lose the other events of this read
+            log.exception("ami event not understood; taking a fresh snapshot", event_name=event.get("Event"))
             self.gap.set()
-            self.events.put_nowait(None)
 
     def connection_lost(self, exc: object) -> None:
         self.shut("connection lost")

@@ -108,9 +108,11 @@ class Journal:
                 continue
             if self.fault is None:
                 self.read_up_to = now
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(poll_s):
-                    await self._wake.wait()
+            timer = asyncio.get_running_loop().call_later(poll_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     def read(self, limit: int) -> Batch | None:
         """The next records, at most `limit`; None if nothing complete is there."""

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from callrouter.health import Component, Health
 
-BEAT_S = 0.1
+BEAT_S = 0.2
 LATE_S = 0.5  # told as not well
 _TOLD_S = 2.0  # the worst of so long a time is shown
 _NOTIFY_S = 1.0
@@ -27,7 +27,7 @@ class Pulse:
         self._late: deque[tuple[float, float]] = deque()  # (when, seconds late)
         self._histogram = Histogram(
             "callrouter_loop_late_seconds",
-            "How late the event loop ran what was due, ten times a second.",
+            "How late the event loop ran what was due, five times a second.",
             buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
