@@ -73,6 +73,7 @@ class Daemon:
             lambda: self.ledger.journal(),
             lambda call_id: self.ledger.knows(call_id),
             self._invite,
+            lambda: self.ledger.emergency_written(),
         )
         self.ledger = Ledger(
             self.database,

@@ -1,19 +1,37 @@
-"""supervisord that looks five times a second whether a program has ended, instead of once.
+"""supervisord that hears at once when a program ends, and then looks five times a second for a while; else once, as it always does.
 
-It looks twice before it starts one again, so a console that was killed was away for 3 s, two of them for nothing.
+It looks twice before it starts a program again, once a second: a console that was killed was away for 3 s, two of them for nothing.
 """
+
+import os
+import signal
+import socket
+import time
 
 from supervisor import supervisord
 from supervisor.options import ServerOptions
 
-_LOOK_S = 0.2
+_LOOK_S, _PROMPT_S = 0.2, 3.0
 
 
 class Prompt(ServerOptions):  # type: ignore[misc]  # supervisor is untyped
     def __init__(self) -> None:
         super().__init__()
-        poll = self.poller.poll
-        self.poller.poll = lambda timeout: poll(min(timeout, _LOOK_S))
+        self._poll, self.poller.poll = self.poller.poll, self._wait
+        self._prompt_until = 0.0
+        self._heard, self._told = socket.socketpair()
+        for end in (self._heard, self._told):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)  # a child's end is a signal
+
+    def _wait(self, timeout: float) -> tuple[list[int], list[int]]:
+        heard = self._heard.fileno()
+        self.poller.register_readable(heard)
+        readable, writable = self._poll(min(timeout, _LOOK_S) if time.monotonic() < self._prompt_until else timeout)
+        if heard in readable:
+            os.read(heard, 4096)
+            self._prompt_until = time.monotonic() + _PROMPT_S
+        return [fd for fd in readable if fd != heard], writable
 
 
 if __name__ == "__main__":

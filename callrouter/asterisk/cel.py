@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from callrouter.domain.call import Event
 
-POLL_S = 0.15
+POLL_S = 0.2  # of the 0.25 s in which a screen shows what happened
 RECORD_MAX = 1 << 20  # bytes; Asterisk's own limit for a SIP message is 64 KiB
 _CHUNK = 1 << 18
 _HEAD = 8192  # enough of a file to know it by

@@ -27,7 +27,7 @@ from callrouter.health import Component, Health
 
 LATE_S = 2.0  # between a fact and its record in the journal
 DIRECTORY_MAX = 256 << 20  # bytes: some 80,000 calls
-_LOOK_S = 0.1
+_LOOK_S = 0.2
 _KEPT_S = 30.0  # after a call's end: what tells of it late is no new call
 _CALLS_MAX = 10_000
 _FACTS_MAX = 200  # of one call, beside its end: a caller who waits for hours does not grow without end
@@ -98,7 +98,8 @@ class _Kept:
 
 
 class Emergency:
-    """Writes to `path` (of the journal's form, in a directory of its own). `ledger_journal` gives the ledger's reader."""
+    """Writes to `path` (of the journal's form, in a directory of its own), and tells `on_written`. `ledger_journal` gives the
+    ledger's reader of the journal."""
 
     def __init__(
         self,
@@ -107,9 +108,11 @@ class Emergency:
         ledger_journal: Callable[[], Journal],
         known: Callable[[str], bool],
         invite: Callable[[str], Invite | None],
+        on_written: Callable[[], None] = lambda: None,
     ) -> None:
         self._path, self._recordings = path, recordings
         self._ledger_journal, self._known, self._invite = ledger_journal, known, invite
+        self._on_written = on_written
         self._own: Journal | None = None  # reads on while the ledger cannot
         self._calls: OrderedDict[str, _Kept] = OrderedDict()
         self._open: set[str] = set()  # calls of which the journal has to tell something, or that the emergency record holds
@@ -329,6 +332,7 @@ class Emergency:
             self._fault = error.strerror or str(error)
             return
         self._fault = None
+        self._on_written()
         for kept, upto in new:
             if kept.written == 0:
                 self.calls += 1

@@ -29,7 +29,7 @@ from callrouter.store.database import AWAY, Database, error_text
 
 NODE = "callrouter"  # Asterisk's systemname
 _BATCH, _REPLAY_BATCH = 500, 4000  # records a transaction
-_EMERGENCY_POLL_S = 0.5  # the emergency record, which is written once in years
+_EMERGENCY_POLL_S = 2.0  # the emergency record, which is written once in years, and then tells itself
 _BACKOFF_S = (0.1, 5.0)  # first and longest wait while the database is away
 _COMMIT_LATE_S = 2.0  # a transaction this long is told as not well
 _JOURNAL_LATE_S = 2.0  # a caller is in the application and the journal knows nothing of it: it is not written
@@ -85,7 +85,7 @@ class Ledger:
         self._health = Health()
         self._away: str | None = "starting"  # why the database does not take records
         self._committing: float | None = None  # time.monotonic() at the beginning of a transaction
-        self._journal = Journal(path, {})
+        self._journal = self._beside = Journal(path, {})  # `_beside` reads the emergency record
         self._open = OpenCalls()
         self._turn = asyncio.Lock()
         self._shown: dict[str, Call] = {}  # as people were last told of
@@ -111,6 +111,10 @@ class Ledger:
         if call_id not in self._seen:
             self._expected[call_id] = time.monotonic()
         self._journal.wake()
+
+    def emergency_written(self) -> None:
+        """Look at the emergency record now."""
+        self._beside.wake()
 
     def status(self) -> Component:
         if self._journal.fault is not None:
@@ -138,11 +142,12 @@ class Ledger:
             self._restore(*await self._persist(self._known))
             self._on_restored(self._shown)
             positions = self._journal.copy()
+            self._beside = positions.beside(self._emergency or self._path)
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._follow(self._journal, JOURNAL))
                     if self._emergency is not None:
-                        group.create_task(self._follow(positions.beside(self._emergency), EMERGENCY))
+                        group.create_task(self._follow(self._beside, EMERGENCY))
             except* Moved:
                 _log.info("journal was read by a commit whose answer was lost, or by another process: begun anew from there")
 
