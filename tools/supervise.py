@@ -5,7 +5,6 @@ It looks twice before it starts a program again, once a second: a console that w
 
 import os
 import signal
-import socket
 import time
 
 from supervisor import supervisord
@@ -18,20 +17,22 @@ class Prompt(ServerOptions):  # type: ignore[misc]  # supervisor is untyped
     def __init__(self) -> None:
         super().__init__()
         self._poll, self.poller.poll = self.poller.poll, self._wait
+        self._heard: int | None = None
         self._prompt_until = 0.0
-        self._heard, self._told = socket.socketpair()
-        for end in (self._heard, self._told):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)  # a child's end is a signal
+
+    def setsignals(self) -> None:
+        super().setsignals()
+        self._heard, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # here: at a reload all that was open before is closed
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # a child's end is a signal
 
     def _wait(self, timeout: float) -> tuple[list[int], list[int]]:
-        heard = self._heard.fileno()
-        self.poller.register_readable(heard)
+        if self._heard is not None:
+            self.poller.register_readable(self._heard)
         readable, writable = self._poll(min(timeout, _LOOK_S) if time.monotonic() < self._prompt_until else timeout)
-        if heard in readable:
-            os.read(heard, 4096)
+        if self._heard is not None and self._heard in readable:
+            os.read(self._heard, 4096)
             self._prompt_until = time.monotonic() + _PROMPT_S
-        return [fd for fd in readable if fd != heard], writable
+        return [fd for fd in readable if fd != self._heard], writable
 
 
 if __name__ == "__main__":

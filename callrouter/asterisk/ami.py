@@ -2,8 +2,8 @@
 
 - A value cannot smuggle a second action: CR, LF, NUL and overlong lines are refused before sending.
 - An action is answered, refused, or fails with `AmiUnreachable`; it is never sent again after a reconnect.
-- A refused login is told; a hung peer is noticed; events come in order to one consumer, and when it cannot keep up, or the
-  connection was lost, it is told to take a fresh snapshot (`on_resync`) instead of working on with gaps.
+- A refused login is told; a hung peer is noticed; events come in order, none while a snapshot is being taken
+  (`on_resync`). One is taken after each login, when an event was not understood, and when too many came during the last.
 """
 
 import asyncio
@@ -198,6 +198,8 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
 
     def give(self) -> None:
         """The snapshot is there: give on what came meanwhile, and from now on each event as it comes."""
+        if self.gap.is_set():  # too many came: what is kept is not whole, another snapshot follows
+            return
         kept, self._kept = self._kept or (), None
         for event in kept:
             self._tell(event)

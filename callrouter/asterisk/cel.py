@@ -89,8 +89,9 @@ class Journal:
     async def follow(self, limit: int, poll_s: float = POLL_S) -> AsyncGenerator[Batch, None]:
         """Batches for ever, as they are written. The file system is never waited for in the event loop.
 
-        Who lags behind gets batch after batch. Who is up to date gets one each `poll_s` at most: under load that is a
-        fraction of the transactions, and nobody sees a ticket later than that.
+        Who lags behind gets batch after batch. Who is up to date gets one each `POLL_S` at most: under load that is a
+        fraction of the transactions, and nobody sees a ticket later than that. Of what nobody told by `wake` he hears within
+        `poll_s`.
         """
         while True:
             self._wake.clear()
@@ -104,7 +105,7 @@ class Journal:
                 yield batch
                 if batch.last:
                     self.read_up_to = now
-                    await asyncio.sleep(max(0.0, now + poll_s - time.monotonic()))
+                    await asyncio.sleep(max(0.0, now + POLL_S - time.monotonic()))
                 continue
             if self.fault is None:
                 self.read_up_to = now

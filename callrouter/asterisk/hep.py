@@ -28,10 +28,11 @@ _PENDING_MAX = 10_000
 _TAG = re.compile(r";\s*tag=([^;>\s]*)", re.I)
 # The first CSeq, and its method where that stands plainly on the line: most messages are of no interest, and told by it alone.
 # No quantifier gives back what it took: 64 KiB of hostile text are gone through once.
-_HEADER = re.compile(rb"\n(?![ \t])([^:\n]*+):(?:(?=[ \t]*+\d{1,10}+[ \t]++([A-Z]++)[ \t\r]*+\n(?![ \t])))?")
+_HEADER = re.compile(rb"\n(?![ \t])([^:\n]*+(?:\n[ \t][^:\n]*+)*+):(?:(?=[ \t]*+\d{1,10}+[ \t]++([A-Z]++)[ \t\r]*+\n(?![ \t])))?")
 _BUFFER = 4 << 20  # bytes asked of the kernel for what comes while nobody reads
-PAUSE_S, _SHORT_PAUSE_S, _MANY = 0.1, 0.04, 32  # between two readings, and after one that took many packets: one turn of the
-# event loop for many of them, not for each. Who needs what has come by now takes it himself.
+# Between two readings, and after one that took many packets: one turn of the event loop for many of them, not for each. Who needs
+# what has come by now takes it himself.
+PAUSE_S, _SHORT_PAUSE_S, _MANY = 0.1, 0.04, 32
 _PACKETS_MAX, _PACKET_MAX = 256, 65_535  # packets a reading, bytes a packet
 _SO_MEMINFO, _DROPS = 55, 8  # linux/sock_diag.h, asm-generic/socket.h: a socket's counters, and that of dropped packets
 
@@ -92,7 +93,7 @@ def concerns_invite(data: bytes) -> bool:
     """False only for a message, mirrored or plain, that `parse_sip` would not call an INVITE or an answer to one; a fraction of
     the work of both parsers."""
     cseq = next((header for header in _HEADER.finditer(data) if b"cseq" in header[1].lower()), None)
-    return cseq is None or cseq[2] is None or cseq[2] == b"INVITE" or cseq[1].strip(b" \t\r").lower() != b"cseq"
+    return cseq is None or cseq[2] is None or cseq[2] == b"INVITE" or cseq[1].strip(b" \t\r\n").lower() != b"cseq"
 
 
 def parse_sip(text: str) -> Sip | None:
@@ -280,6 +281,8 @@ class HepListener:
             return self.take()
         except Exception:
             log.exception("mirrored SIP message not understood; left out")
+            self._on_gap("a message was not understood")
+            self._on_listening()
             return 0
 
 

@@ -7,9 +7,8 @@ from datetime import UTC, date, datetime
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from callrouter.store.database import Database
+from callrouter.store.database import AWAY, Database
 from callrouter.store.schema import refusal, upsert
 
 log = structlog.get_logger(__name__)
@@ -39,7 +38,7 @@ class Refusals:
             taken = dict(self._new)
             try:
                 await self._database.write(_add, taken)
-            except (SQLAlchemyError, OSError, TimeoutError):
+            except AWAY:
                 continue
             self._new -= Counter(taken)  # drops what has come to zero
 

@@ -128,7 +128,7 @@ def conclude(connection: sa.Connection, node: str, call_id: str, end: Callable[[
     changes = {name: written[name] for name in _CONCLUDED} | {"recording_until": None}
     connection.execute(sa.update(call).where(call.c.call_id == call_id).values(changes))
     _update_tickets(connection, [fact], {call_id: caller})
-    announce(connection, "ticket", [one.number for one in (_known(connection, [call_id])).values()])
+    announce(connection, "ticket", [one.number for one in _known(connection, [call_id]).values()])
     return fact.call
 
 
@@ -152,7 +152,7 @@ def _alone(connection: sa.Connection, node: str) -> None:
 
 
 def _known_call(connection: sa.Connection, call_id: str) -> Any:
-    return (connection.execute(sa.select(call).where(call.c.call_id == call_id))).one_or_none()
+    return connection.execute(sa.select(call).where(call.c.call_id == call_id)).one_or_none()
 
 
 def _of_columns(row: Any) -> Call:

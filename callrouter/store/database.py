@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 # What a database that is away, busy, restarting or not migrated yet raises; the driver's own errors come from connecting.
 AWAY: tuple[type[Exception], ...] = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-_READERS = 7  # of SQLite at once; more wait
+_READERS, _WAIT_S = 7, 30.0  # of SQLite at once; more wait, so long
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -70,6 +70,7 @@ class _Sqlite:
             max_overflow=0,
         )
         self._writes = self._engine.execution_options(writes=True)
+        self._free = asyncio.Semaphore(_READERS)
         self._readers, self._writer = ThreadPoolExecutor(_READERS, "sqlite-read"), ThreadPoolExecutor(1, "sqlite-write")
 
         def connected(connection: Any, record: Any) -> None:
@@ -85,7 +86,12 @@ class _Sqlite:
         sa.event.listen(self._engine, "begin", _begin)
 
     async def read(self, do: Callable[[sa.Connection], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, _within, self._engine.connect, do)
+        async with asyncio.timeout(_WAIT_S):
+            await self._free.acquire()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, _within, self._engine.connect, do)
+        finally:
+            self._free.release()
 
     async def write(self, do: Callable[[sa.Connection], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, _within, self._writes.begin, do)

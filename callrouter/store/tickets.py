@@ -36,7 +36,7 @@ class BadCursor(ValueError):
 
 def get(connection: sa.Connection, number: str) -> dict[str, Any] | None:
     """The ticket of that number in the contract's shape."""
-    row = (connection.execute(_select().where(ticket.c.number == number))).mappings().one_or_none()
+    row = connection.execute(_select().where(ticket.c.number == number)).mappings().one_or_none()
     return None if row is None else _shape(row, _names(connection))
 
 
@@ -80,7 +80,7 @@ def search(
     numbers = list(connection.execute(page).scalars())
     found = {}
     if numbers:
-        rows = (connection.execute(_select().where(ticket.c.number.in_(numbers[:limit])))).mappings()
+        rows = connection.execute(_select().where(ticket.c.number.in_(numbers[:limit]))).mappings()
         found = {row["number"]: row for row in rows}
     names = _names(connection)
     items = [found[number] for number in numbers[:limit]]
@@ -103,7 +103,7 @@ def _matches(connection: sa.Connection, text: str, country: str, area: str) -> s
     ways.append(_begins(connection, ticket.c.caller_name, text.casefold()))
     keys: set[str] = set()
     for way in ways:
-        found = (connection.execute(sa.select(ticket.c.number).where(way).limit(_NARROW + 1))).scalars().all()
+        found = connection.execute(sa.select(ticket.c.number).where(way).limit(_NARROW + 1)).scalars().all()
         if len(found) > _NARROW:
             return _slowly(text, country, area)
         keys.update(found)

@@ -35,6 +35,7 @@ class Records:
             lambda: self.ledger.journal(),
             lambda call_id: self.ledger.knows(call_id),
             lambda _: None,
+            lambda: self.ledger.emergency_written(),
         )
         self.ledger = Ledger(
             database,
@@ -97,6 +98,9 @@ async def test_a_caller_of_whom_the_journal_tells_nobody_is_recorded(database: D
         await until(lambda: new.emergency.calls == 1, "his call is in the emergency record", LATE_S + 3)
         assert not new.emergency.status().ok
         await until(lambda: new.ledger.calls_in_progress == 1, "and the ledger has it from there")
+        for n in (3, 4, 5):  # who comes now is written at once, and read at once: not at the reader's next look, 2 s later
+            new.emergency.arrived(channel(n))
+            await until(lambda n=n: new.ledger.calls_in_progress == n - 1, "the ledger has the next", 1.2)  # type: ignore[misc]
 
 
 async def test_a_call_that_the_emergency_record_told_whole_between_two_pieces_of_the_journal_stays_whole(

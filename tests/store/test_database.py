@@ -63,16 +63,34 @@ def file(tmp_path: Path) -> Path:
 
 
 async def test_who_reads_does_not_wait_for_who_writes(file: Path) -> None:
-    database, over = Database(f"sqlite:///{file}"), threading.Event()
+    database, begun, over = Database(f"sqlite:///{file}"), threading.Event(), threading.Event()
 
     def slow(connection: sa.Connection) -> None:
         insert(connection, "a")
+        begun.set()
         over.wait()
 
     writing = [asyncio.create_task(database.write(slow)) for _ in range(10)]
-    assert await tokens(database) == 0
+    await asyncio.to_thread(begun.wait)
+    try:
+        async with asyncio.timeout(5):
+            assert await tokens(database) == 0
+    finally:
+        over.set()
+        await asyncio.gather(*writing, return_exceptions=True)
+        await database.dispose()
+
+
+async def test_who_finds_all_readers_busy_waits_his_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callrouter.store.database._WAIT_S", 0.1)
+    database, over = Database(f"sqlite:///{file}"), threading.Event()
+    busy = [asyncio.create_task(database.read(lambda connection: over.wait())) for _ in range(7)]
+    await asyncio.sleep(0)
+    with pytest.raises(AWAY):
+        await tokens(database)
     over.set()
-    await asyncio.gather(*writing, return_exceptions=True)
+    await asyncio.gather(*busy)
+    assert await tokens(database) == 0
     await database.dispose()
 
 

@@ -88,7 +88,22 @@ def test_what_is_no_packet(data: bytes) -> None:
 
 _HOSTILE = st.lists(
     st.sampled_from(
-        ["\r\n", "\n", "\r", " ", "\x0b", "\u2003", "CSeq", "c\u017feq", ":", "1 ", "OPTIONS", "CSeq: 1 OPTIONS\r\n", "X: 1 A\r\n"]
+        [
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "\x0b",
+            "\u2003",
+            "CSeq",
+            "c\u017feq",
+            ":",
+            "1 ",
+            "OPTIONS",
+            "1 INVITE",
+            "CSeq: 1 OPTIONS\r\n",
+            "X: 1 A\r\n",
+        ]
     ),
     max_size=6,
 )
@@ -99,11 +114,13 @@ _HOSTILE = st.lists(
 def test_no_invite_is_taken_for_something_else(before: list[str], after: list[str]) -> None:
     text = "".join(("INVITE sip:112@x SIP/2.0\r\nCall-ID: a@x\r\n", *before, "CSeq: 1 INVITE\r\n", *after, "\r\n\r\n"))
     sip = parse_sip(text)
-    assert concerns_invite(text.encode()) or sip is None or sip.method != "INVITE"
+    mirrored = hep(chunk(17, b"cseq@x"), chunk(15, text.encode()))
+    assert (concerns_invite(text.encode()) and concerns_invite(mirrored)) or sip is None or sip.method != "INVITE"
 
 
 def test_messages_of_no_interest_are_told_by_their_cseq() -> None:
     assert concerns_invite(b"SIP/2.0 200 OK\r\nCSeq: 7 INVITE\r\nAllow: OPTIONS\r\n\r\n")
+    assert concerns_invite(b"SIP/2.0 200 OK\r\nCSeq\r\n : 7 INVITE\r\nCSeq: 8 BYE\r\n\r\n")  # a name on two lines
     assert not concerns_invite(b"SIP/2.0 200 OK\r\nCSeq: 7 OPTIONS\r\nAllow: INVITE\r\n\r\n")
     assert not concerns_invite(b"BYE sip:112@x SIP/2.0\r\ncseq:\t8  BYE\r\n\r\n")
 
