@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     @field_validator("database")
     @classmethod
     def _known_driver(cls, url: str | None) -> str | None:
+        # `sqlite+aiosqlite` is what it was called before, in files that people keep.
         if url is not None and not url.startswith(("sqlite://", "sqlite+aiosqlite://", "postgresql+asyncpg://")):
             raise ValueError("must start with sqlite:// or postgresql+asyncpg://")
         if url is not None and url.startswith("postgresql"):
