@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from callrouter.store.database import Database
 
-
 _WIDE = 10_000
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]

@@ -85,7 +85,8 @@ class Ledger:
         self._health = Health()
         self._away: str | None = "starting"  # why the database does not take records
         self._committing: float | None = None  # time.monotonic() at the beginning of a transaction
-        self._journal = self._beside = Journal(path, {})  # `_beside` reads the emergency record
+        self._journal = Journal(path, {})
+        self._beside: Journal | None = None  # reads the emergency record
         self._open = OpenCalls()
         self._turn = asyncio.Lock()
         self._shown: dict[str, Call] = {}  # as people were last told of
@@ -114,7 +115,8 @@ class Ledger:
 
     def emergency_written(self) -> None:
         """Look at the emergency record now."""
-        self._beside.wake()
+        if self._beside is not None:
+            self._beside.wake()
 
     def status(self) -> Component:
         if self._journal.fault is not None:
@@ -141,12 +143,11 @@ class Ledger:
         while True:
             self._restore(*await self._persist(self._known))
             self._on_restored(self._shown)
-            positions = self._journal.copy()
-            self._beside = positions.beside(self._emergency or self._path)
+            self._beside = self._journal.beside(self._emergency) if self._emergency else None
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._follow(self._journal, JOURNAL))
-                    if self._emergency is not None:
+                    if self._beside is not None:
                         group.create_task(self._follow(self._beside, EMERGENCY))
             except* Moved:
                 _log.info("journal was read by a commit whose answer was lost, or by another process: begun anew from there")
@@ -174,9 +175,8 @@ class Ledger:
         self._open = OpenCalls(still_open)
         self._shown = {call.id: shown(call) for call in self._open}
         self._seen |= dict.fromkeys(self._shown)
-        for (
-            call_id
-        ) in self._shown:  # found in the application by a new daemon before it knew what the journal had told the last one
+        for call_id in self._shown:
+            # Found in the application by a new daemon before it knew what the journal had told the last one.
             self._expected.pop(call_id, None)
         self._journal = Journal(self._path, positions)
 

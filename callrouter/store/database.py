@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.dialect = make_url(url).get_backend_name()
-        self._carrier: _Carrier = _Sqlite(url) if self.dialect == "sqlite" else _Postgresql(url)
+        self._carrier = _Sqlite(url) if self.dialect == "sqlite" else _Postgresql(url)
 
     async def read(self, do: Callable[Concatenate[sa.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """What `do(connection, …)` returns; nothing that it writes stays. Raises what it raises, and one of AWAY."""
@@ -47,14 +47,6 @@ class Database:
     async def dispose(self) -> None:
         """Close its connections."""
         await self._carrier.dispose()
-
-
-class _Carrier(Protocol):
-    async def read(self, do: Callable[[sa.Connection], _T]) -> _T: ...
-
-    async def write(self, do: Callable[[sa.Connection], _T]) -> _T: ...
-
-    async def dispose(self) -> None: ...
 
 
 class _Sqlite:
@@ -74,7 +66,9 @@ class _Sqlite:
         self._readers, self._writer = ThreadPoolExecutor(_READERS, "sqlite-read"), ThreadPoolExecutor(1, "sqlite-write")
 
         def connected(connection: Any, record: Any) -> None:
-            _connected(connection)
+            connection.isolation_level = None  # the driver would begin late and commit before DDL: `_begin` begins
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}").close()
             record.info["file"] = _file(path)
 
         def taken(connection: Any, record: Any, _proxy: Any) -> None:
@@ -130,14 +124,6 @@ def _file(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _connected(connection: Any) -> None:
-    connection.isolation_level = None  # the driver would begin late and commit before DDL: `_begin` begins
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
-from callrouter.asterisk.cel import POLL_S, RECORD_MAX
+from callrouter.asterisk.cel import RECORD_MAX
 from callrouter.config import ROOT
 from callrouter.domain.ticket import AFTER
 from callrouter.service import ledger as module
@@ -228,14 +228,15 @@ async def test_any_pieces_rotations_and_restarts(database: Database, journal: Pa
     rest, rotations = b"".join(lines), 0
     done: Counter[str] = Counter()
     while rest:
-        async with following(database, journal):
+        async with following(database, journal) as made:
             for _ in range(dice.randint(1, 4)):
                 size = dice.randint(1, 6000)
                 append(journal, rest[:size])
                 rest = rest[size:]
                 action = dice.choice(["wait", "rename", "copytruncate", "go on"])
                 if action == "wait":
-                    await asyncio.sleep(POLL_S + 0.05)  # a look of the reader's: whatever it finds is right
+                    now = time.monotonic()  # whatever the reader finds is right
+                    await until(lambda now=now, made=made: made.journal().read_up_to > now, "it looks")  # type: ignore[misc]
                 elif action != "go on" and _ends_with_a_record(journal):
                     rotations += 1
                     if action == "rename":

@@ -8,7 +8,7 @@ from callrouter.store.database import Database
 from callrouter.store.tickets import Filters
 
 
-async def testfilleded_tickets_are_listed_and_found(database: Database, database_url: str) -> None:
+async def test_filled_tickets_are_listed_and_found(database: Database, database_url: str) -> None:
     await filled(database_url, 3000)
 
     async def listed(filters: Filters) -> list[dict[str, object]]:

@@ -83,13 +83,22 @@ async def test_who_reads_does_not_wait_for_who_writes(file: Path) -> None:
 
 async def test_who_finds_all_readers_busy_waits_his_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callrouter.store.database._WAIT_S", 0.1)
-    database, over = Database(f"sqlite:///{file}"), threading.Event()
-    busy = [asyncio.create_task(database.read(lambda connection: over.wait())) for _ in range(7)]
-    await asyncio.sleep(0)
-    with pytest.raises(AWAY):
-        await tokens(database)
+    database, over, together = Database(f"sqlite:///{file}"), threading.Event(), threading.Barrier(8)
+
+    def slow(connection: sa.Connection) -> None:
+        together.wait()
+        over.wait()
+
+    busy = [asyncio.create_task(database.read(slow)) for _ in range(7)]
+    await asyncio.to_thread(together.wait)
+    waiting = asyncio.create_task(tokens(database))
+    await asyncio.wait([waiting], timeout=5)
+    gave_up = waiting.done()
     over.set()
     await asyncio.gather(*busy)
+    assert gave_up
+    with pytest.raises(AWAY):
+        await waiting
     assert await tokens(database) == 0
     await database.dispose()
 
@@ -119,8 +128,11 @@ async def test_closing_waits_for_what_is_being_written(file: Path) -> None:
     writing = asyncio.create_task(database.write(slow))
     await asyncio.to_thread(begun.wait)
     closing = asyncio.create_task(database.dispose())
-    await asyncio.sleep(0)
-    over.set()
+    try:
+        closed, _ = await asyncio.wait([closing], timeout=0.2)
+        assert not closed
+    finally:
+        over.set()
     await asyncio.gather(writing, closing)
     again = Database(f"sqlite:///{file}")
     assert await tokens(again) == 1
