@@ -6,15 +6,18 @@ native does not count (the machine was too busy, calls of native failed).
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.contenders import CONTENDERS, running
+from bench.contenders import CONTENDERS, Contender, running
 from bench.figures import order, percentiles
 from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, measure, save
 from bench.machine import described
@@ -29,24 +32,30 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--calls", type=int, default=100, help="of each contender and round with audio; twice as many without")
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, separated by commas")
+    together = "all contenders at the same time, so that a machine whose speed changes does to all alike"
+    parser.add_argument("--together", action="store_true", help=together)
     given = parser.parse_args()
     end_as_by_ctrl_c()
     console = Console(highlight=False)
     machine, contenders, results = described(), given.only.split(","), report.directory("bench")
     loads = [replace(TALK, calls=given.calls), replace(SHORT, calls=2 * given.calls)]
     blocks, ended = list[Block](), list[str]()
-    turns = order(contenders, given.rounds)
+    turns = [(n, [one]) for n, one in order(contenders, given.rounds)]
+    if given.together:
+        turns = [(n, contenders) for n in range(given.rounds)]
+        machine["contenders"] = "all at the same time; each is foreign to the others, and the load's own is that of all"
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         whole = shown.add_task(f"{given.rounds} rounds, {len(contenders)} contenders", total=len(turns))
-        for turn, name in turns:
+        for turn, names in turns:
             bar = shown.add_task("", total=None)
+            progress = partial(_progress, shown, bar, turn)
             try:
-                for block in _blocks_of(name, turn, [*loads, SILENT] if turn == 0 else loads, shown, bar):
+                for block in blocks_of(names, turn, [*loads, SILENT] if turn == 0 else loads, _OPERATORS, progress):
                     blocks.append(block)
                     console.print(line(block))
             except Exception as error:  # one contender's end is not the run's
-                ended.append(f"{name}, round {turn + 1}, ended: {error!r}"[:500])
+                ended.append(f"{', '.join(names)}, round {turn + 1}, ended: {error!r}"[:500])
                 console.print(ended[-1], markup=False)
             shown.remove_task(bar)
             shown.advance(whole)
@@ -54,18 +63,31 @@ def main() -> int:
     return report.bench(results, console)
 
 
-def _blocks_of(name: str, turn: int, loads: list[Load], shown: Progress, bar: TaskID) -> Iterator[Block]:
-    """That contender, started anew, under each load."""
-    with leased_offset() as offset, running(name, offset, _OPERATORS) as contender:
-        crowd = Crowd(contender)
-        try:
-            for load in loads:
-                shown.update(bar, description=f"round {turn + 1}: {name}, {load.name}", total=load.calls, completed=0)
-                yield measure(contender, crowd, load, turn, progress=lambda calls: shown.update(bar, completed=calls))
+def blocks_of(
+    names: list[str], turn: int, loads: list[Load], operators: int, progress: Callable[[str, Load, int], None]
+) -> Iterator[Block]:
+    """Those contenders, started anew, at the same time under each load. `progress` is told who, which load, how many calls."""
+    with ExitStack() as held:
+        threads = held.enter_context(ThreadPoolExecutor())
+        contenders, crowds = list[Contender](), list[Crowd]()
+        for name in names:
+            contenders.append(held.enter_context(running(name, held.enter_context(leased_offset()), operators)))
+            crowds.append(Crowd(contenders[-1]))
+            held.callback(crowds[-1].stop)
+        for load in loads:
+
+            def measured(contender: Contender, crowd: Crowd, load: Load = load) -> Block:
+                return measure(contender, crowd, load, turn, progress=partial(progress, contender.name, load))
+
+            # One alone in this thread, which Ctrl-C ends at once.
+            yield from (map if len(names) == 1 else threads.map)(measured, contenders, crowds)
+        for contender in contenders:
             if found := contender.unexplained():
-                raise RuntimeError(found)
-        finally:
-            crowd.stop()
+                raise RuntimeError(f"{contender.name}: {found}")
+
+
+def _progress(shown: Progress, bar: TaskID, turn: int, name: str, load: Load, calls: int) -> None:
+    shown.update(bar, description=f"round {turn + 1}: {name}, {load.name}", total=load.calls, completed=calls)
 
 
 def line(block: Block) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.__main__ import blocks_of
 from bench.contenders import Callrouter, running
 from bench.load import SHORT, TALK, Block, Crowd, Load, measure, wait_until
 from bench.soak import Soak
@@ -68,6 +69,21 @@ async def test_callrouter_is_measured_with_its_tickets() -> None:
     wrong = await asyncio.to_thread(measured, "callrouter", replace(SHORT, calls=3, rate=3, stay_ms=1500, class_="fire"))
     assert len(wrong.wrong) == 3
     assert all("class is medical" in said for said in wrong.wrong)
+
+
+async def test_contenders_are_measured_at_the_same_time() -> None:
+    told: list[str] = []
+    loads = [replace(SHORT, calls=6, rate=2, stay_ms=1500)]
+
+    def both() -> list[Block]:
+        return list(blocks_of(["native", "fastagi"], 0, loads, 12, lambda name, load, calls: told.append(name)))
+
+    native, fastagi = await asyncio.to_thread(both)
+    assert (native.contender, fastagi.contender) == ("native", "fastagi")
+    assert (native.failed, fastagi.failed) == ([], [])
+    assert set(native.cpu_ms) == {"asterisk"}
+    assert set(fastagi.cpu_ms) == {"asterisk", "application"}
+    assert told.index("fastagi") < len(told) - 1 - told[::-1].index("native"), "one began before the other ended"
 
 
 def reconciled() -> tuple[str, str]:
