@@ -57,7 +57,7 @@ def summary(found: Mapping[str, Any], silence_s: float) -> tuple[str, int]:
     busiest = max((one["foreign_share"] for one in good), default=0.0)
     text += f"\nOther processes took up to {busiest:.0%} of the machine in the blocks that count.\n"
     text += "".join(f"\nFAULT: {fault}\n" for fault in faults)
-    ours = [fault for fault in faults if fault.startswith("callrouter")]
+    ours = [fault for fault in faults if "callrouter" in fault.partition(", round ")[0]]  # whose it is stands before that
     if ours or not all(one.kept for one in kept):
         return text, 1
     untold = [one for one, _ in without if one["contender"] in (NATIVE, *OURS)] or not kept

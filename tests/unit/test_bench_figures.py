@@ -125,6 +125,8 @@ def test_faults_of_callrouter_are_told_and_fail_the_run_and_so_does_its_end() ->
     assert "callrouter: tickets right: 1 of 2\n" in text
     assert "FAULT: callrouter, short, round 1: 1 faults, the first: 0811: class is fire" in text
     ended = "callrouter, round 2, ended: AssertionError()"
+    together = [f"native, {ended}"]  # measured at the same time
+    assert summary({"machine": {}, "blocks": [block("native"), block("callrouter")], "ended": together}, 12.0)[1] == 1
     text, code = summary({"machine": {}, "blocks": [block("native"), block("callrouter")], "ended": [ended]}, 12.0)
     assert (code, f"FAULT: {ended}\n" in text) == (1, True)
     failing = block("allari", failed=["0811: no operator's phone rang"])
