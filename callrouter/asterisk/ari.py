@@ -15,7 +15,8 @@ import math
 import random
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -67,12 +68,30 @@ class ApplicationReplaced(Exception):
     anew."""
 
 
-class Call:
-    """A caller's channel while it is in the application.
+class Request(NamedTuple):
+    """One REST request."""
 
-    A command whose answer is late counts as done: an Asterisk that was stalled does it when it goes on, and whoever gave up would
-    leave the caller to the dead-man's timer. All raise AriError.
-    """
+    method: str
+    uri: str
+    query: Mapping[str, str] = MappingProxyType({})
+    body: object = None
+    ends: bool = False  # it ends something: refused, it had ended already
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.uri}"
+
+    def message(self, request_id: str) -> str:
+        """As it goes over the WebSocket."""
+        message: dict[str, Any] = {"type": "RESTRequest", "request_id": request_id, "method": self.method, "uri": self.uri}
+        if self.query:
+            message["query_strings"] = [{"name": name, "value": value} for name, value in self.query.items()]
+        if self.body is not None:
+            message |= {"content_type": "application/json", "message_body": json.dumps(self.body)}
+        return json.dumps(message)
+
+
+class Call:
+    """A caller's channel while it is in the application. `set`, `play`, `hush` and `go` are commands, which `do` gives."""
 
     def __init__(self, ari: "Ari", channel: dict[str, Any], *, found: bool) -> None:
         self.id: str = channel["id"]
@@ -81,7 +100,11 @@ class Call:
         self.language: str = channel.get("language") or ""
         self.number: str = (channel.get("caller") or {}).get("number") or ""  # as the network sent it
         self.found = found  # was inside already when we connected
-        self._ari, self._plays = ari, itertools.count()
+        self._ari = ari
+        # A dead daemon's playback cannot be listed over ARI, and blocks every later command: so its successor can name it.
+        self._playbacks = [f"{self.id}-{n}" for n in range(4)]
+        self._plays = itertools.cycle(self._playbacks)
+        self._playing = self._playbacks if found else []
         self._keys: asyncio.Queue[str] = asyncio.Queue()
 
     async def key(self, timeout_s: float) -> str | None:
@@ -94,38 +117,38 @@ class Call:
     def pressed(self, digit: str) -> None:
         self._keys.put_nowait(digit)
 
-    async def play(self, media: list[str]) -> str:
-        """Start the sounds one after the other; returns the playback's id, for `stop`."""
-        # Ids that a successor can name: a dead daemon's playback cannot be listed over ARI, and blocks every later command.
-        playback = f"{self.id}-{next(self._plays) % 4}"
+    def set(self, name: str, value: str) -> Request:
+        """A variable of the channel."""
+        return Request("POST", f"channels/{self.id}/variable", {"variable": name, "value": value})
+
+    def play(self, media: list[str]) -> Request:
+        """The sounds, one after the other."""
+        playback = next(self._plays)
+        self._playing = [playback]
         sounds = ",".join(f"sound:{name}" for name in media)
-        await self._do("POST", f"channels/{self.id}/play/{playback}", media=sounds)
-        return playback
+        return Request("POST", f"channels/{self.id}/play/{playback}", {"media": sounds})
 
-    async def stop(self, playback: str) -> None:
-        try:
-            await self._do("DELETE", f"playbacks/{playback}")
-        except AriUnreachable:
-            raise
-        except AriError:
-            pass  # it had just ended
+    def hush(self) -> list[Request]:
+        """An end of what is playing to this caller, a predecessor's prompts too."""
+        return [Request("DELETE", f"playbacks/{playback}", ends=True) for playback in self._playing]
 
-    async def hush(self) -> None:
-        """End whatever a predecessor was playing to this caller."""
-        await asyncio.gather(*(self.stop(f"{self.id}-{n}") for n in range(4)))
+    def go(self, context: str, extension: str) -> Request:
+        """The call back to the dialplan, there."""
+        return Request("POST", f"channels/{self.id}/continue", {"context": context, "extension": extension, "priority": "1"})
 
-    async def set(self, name: str, value: str) -> None:
-        await self._do("POST", f"channels/{self.id}/variable", variable=name, value=value)
+    async def do(self, *commands: Request) -> None:
+        """Send them at once, in this order, and wait for the answers. Raises the first one's AriError.
 
-    async def go(self, context: str, extension: str) -> None:
-        """Give the call back to the dialplan."""
-        await self._do("POST", f"channels/{self.id}/continue", context=context, extension=extension, priority="1")
-
-    async def _do(self, method: str, uri: str, **query: str) -> None:
-        try:
-            await self._ari.request(method, uri, **query)
-        except AriLate as error:
-            log.warning("asterisk is late", request=str(error))
+        A command whose answer is late counts as done: an Asterisk that was stalled does it when it goes on, and whoever gave up
+        would leave the caller to the dead-man's timer.
+        """
+        for command, answer in zip(commands, await self._ari.ask(*commands), strict=True):
+            if not isinstance(answer, AriError):
+                continue
+            if isinstance(answer, AriLate):
+                log.warning("asterisk is late", request=str(command))
+            elif isinstance(answer, AriUnreachable) or not command.ends:
+                raise answer
 
 
 class Ari:
@@ -200,30 +223,34 @@ class Ari:
 
     async def request(self, method: str, uri: str, body: object = None, **query: str) -> Any:
         """One REST request. Returns the decoded body; raises AriError, AriUnreachable or AriLate."""
+        (answer,) = await self.ask(Request(method, uri, query, body))
+        if isinstance(answer, AriError):
+            raise answer
+        return answer
+
+    async def ask(self, *requests: Request) -> list[Any]:
+        """Requests sent at once, in this order: Asterisk carries them out one after the other. Of each the decoded body, or the
+        AriError, AriUnreachable or AriLate that came of it. Raises AriUnreachable when not connected."""
         socket = self._socket
         if socket is None or socket.closed:
             raise AriUnreachable("not connected")
-        request_id = str(next(self._ids))
-        message: dict[str, Any] = {"type": "RESTRequest", "request_id": request_id, "method": method, "uri": uri}
-        if query:
-            message["query_strings"] = [{"name": name, "value": value} for name, value in query.items()]
-        if body is not None:
-            message |= {"content_type": "application/json", "message_body": json.dumps(body)}
-        answer = self._answers[request_id] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        asked = {str(next(self._ids)): loop.create_future() for _ in requests}
+        self._answers |= asked
         try:
             async with asyncio.timeout(_REQUEST_S):
-                await socket.send_str(json.dumps(message))
-                got = await answer
+                for request_id, request in zip(asked, requests, strict=True):
+                    await socket.send_str(request.message(request_id))
+                await asyncio.wait(asked.values())
         except TimeoutError:
-            raise AriLate(f"{method} {uri}: no answer in {_REQUEST_S:.0f} s") from None
-        except (OSError, aiohttp.ClientError) as error:
-            raise AriUnreachable(f"{method} {uri}: {type(error).__name__}") from None
+            pass
+        except (OSError, aiohttp.ClientError):
+            for answer in asked.values():
+                answer.cancel()
         finally:
-            self._answers.pop(request_id, None)
-        text = got.get("message_body") or ""
-        if got["status_code"] >= 300:
-            raise AriError(got["status_code"], f"{method} {uri}: {text or got.get('reason_phrase', '')}")
-        return json.loads(text) if text else None
+            for request_id in asked:
+                self._answers.pop(request_id, None)
+        return [_told(request, answer) for request, answer in zip(requests, asked.values(), strict=True)]
 
     async def hang_up(self, channel_id: str, cause: int) -> None:
         """End any channel, with that Q.850 cause. Raises AriError (404: it has ended), AriUnreachable."""
@@ -323,10 +350,22 @@ class Ari:
         """The connection is gone: fail what waits, end the calls' tasks. The calls themselves go on in Asterisk."""
         self._socket, self._serving = None, False
         for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(AriUnreachable("connection lost"))
+            answer.cancel()
         for channel_id in list(self._calls):
             self._leave(channel_id)
+
+
+def _told(request: Request, answer: "asyncio.Future[dict[str, Any]]") -> Any:
+    """The decoded body of the answer, or what there is in its place."""
+    if not answer.done():
+        return AriLate(f"{request}: no answer in {_REQUEST_S:.0f} s")
+    if answer.cancelled():
+        return AriUnreachable(f"{request}: connection lost")
+    got = answer.result()
+    text = got.get("message_body") or ""
+    if got["status_code"] >= 300:
+        return AriError(got["status_code"], f"{request}: {text or got.get('reason_phrase', '')}")
+    return json.loads(text) if text else None
 
 
 class Channel(NamedTuple):

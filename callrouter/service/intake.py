@@ -4,7 +4,6 @@ Imports no store, not even indirectly: no database stands between a caller and a
 only the rest of the dead-man's timer, which is re-armed with each prompt.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -58,16 +57,15 @@ class Intake:
         standing = "|repeated" if self._repeated(call.id, call.number) else ""
         ivr = Ivr(self._flow)
         action = ivr.feed(Found() if call.found else Started(), time.monotonic() - answered)
-        playing: str | None = None
         until = 0.0
         try:
             while True:
                 if isinstance(action, Route):
-                    await self._hand_back(call, action, standing, playing)
+                    await self._hand_back(call, action, standing)
                     return
                 if isinstance(action, Say):
                     until = action.until_s
-                    playing = await self._say(call, action, playing)
+                    await self._say(call, action)
                 digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
                 action = ivr.feed(Tick() if digit is None else Key(digit), time.monotonic() - answered)
         except AriUnreachable:
@@ -77,26 +75,21 @@ class Intake:
                 raise
             log.warning("menu step refused: straight to a human", reason=str(error))
             route = Route("unclassified", self._flow.human_queue, ivr.language, "interrupted")
-            await self._hand_back(call, route, standing, playing)
+            await self._hand_back(call, route, standing)
 
     # What belongs together is sent at once, in its order: a daemon that ended, or an Asterisk that stalled, in between would leave
     # a long timer and nothing to hear.
 
-    async def _say(self, call: Call, say: Say, playing: str | None) -> str:
-        """Returns the new playback."""
-        stop = [call.stop(playing)] if playing else []
-        arm = call.set("TIMEOUT(absolute)", f"{say.dead_man_s:.3f}")
-        play = call.play([f"{self._prompts}/{say.language}/{name}" for name in say.prompts])
-        *_, played = await asyncio.gather(*stop, arm, play)
-        return str(played)
+    # What belongs together is sent at once: a daemon that ended, or an Asterisk that stalled, in between would leave a long timer
+    # and nothing to hear.
 
-    async def _hand_back(self, call: Call, route: Route, standing: str, playing: str | None) -> None:
+    async def _say(self, call: Call, say: Say) -> None:
+        arm = call.set("TIMEOUT(absolute)", f"{say.dead_man_s:.3f}")
+        await call.do(*call.hush(), arm, call.play([f"{self._prompts}/{say.language}/{name}" for name in say.prompts]))
+
+    async def _hand_back(self, call: Call, route: Route, standing: str) -> None:
         decided = time.monotonic()
         self._on_choice(call.id, route)
-        # `continue` waits for a prompt to end: it is stopped first. A predecessor's cannot be known, only named.
-        if call.found:
-            await call.hush()
-        stop = [call.stop(playing)] if playing else []
         known = call.set("IVR", f"{route.code}|{route.language}|{route.how}{standing}")
-        await asyncio.gather(*stop, known, call.go("classified", route.queue))
+        await call.do(*call.hush(), known, call.go("classified", route.queue))  # `continue` waits for a prompt to end
         self._on_route(route.how, time.monotonic() - decided)

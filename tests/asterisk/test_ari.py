@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from callrouter.asterisk import conf
-from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriUnreachable, Call
+from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriUnreachable, Call, Request
 from callrouter.phone import Phone
 from callrouter.service.intake import Intake, flow
 from tests.support import until
@@ -102,7 +103,7 @@ async def test_requests_are_answered_or_refused(lab: Lab, connect: Connect) -> N
     assert (await line.ari.request("GET", APPLICATION))["name"] == "callrouter"
     await lab.answered_caller()
     call = await until(lambda: next(iter(line.calls), None), "the call is told")
-    await call.set("ODD", "a&b=c?d%20é☕")
+    await call.do(call.set("ODD", "a&b=c?d%20é☕"))
     assert (await line.ari.request("GET", f"channels/{call.id}/variable", variable="ODD"))["value"] == "a&b=c?d%20é☕"
     with pytest.raises(AriError, match="404") as refused:
         await line.ari.request("POST", "channels/1.1/continue", context="x")
@@ -121,7 +122,7 @@ async def test_a_call_is_told_once_and_its_task_ends_with_it(lab: Lab, connect: 
     assert (line.ari.calls, line.arrived) == (0, [call.id])
     await until(lambda: lab.stack.channels() == 0, "his channel is gone")
     with pytest.raises(AriError, match="404"):
-        await call.go("classified", "call_takers")
+        await call.do(call.go("classified", "call_takers"))
 
 
 async def test_a_request_without_an_answer_fails_after_two_seconds(lab: Lab, connect: Connect) -> None:
@@ -149,8 +150,8 @@ async def test_after_a_cut_the_calls_inside_are_found(lab: Lab, connect: Connect
     await line.connected()
     assert line.ari.status().since > since
     assert line.arrived == [first.id, first.id]
-    await again.set("TIMEOUT(absolute)", "0")
-    await again.go("classified", "call_takers")
+    await again.do(again.set("TIMEOUT(absolute)", "0"))
+    await again.do(again.go("classified", "call_takers"))
     await until(lambda: line.ari.calls == 0, "it is back in the dialplan")
     assert len(line.calls) == 2
 
@@ -168,7 +169,7 @@ async def test_ten_seconds_of_silence_with_a_caller_inside_mean_dead(lab: Lab, c
     await line.connected()
     await lab.answered_caller()
     call = await until(lambda: next(iter(line.calls), None), "the call is told")
-    await call.set("TIMEOUT(absolute)", "60")
+    await call.do(call.set("TIMEOUT(absolute)", "60"))
     line.proxy.stall()
     began = time.monotonic()
     await line.lost(12)
@@ -236,8 +237,8 @@ async def test_an_attempt_of_our_own_that_hung_does_not_end_us(lab: Lab, connect
 
 
 async def _end(call: Call) -> None:
-    await call.set("X", "1")
-    await call.go("messages", "s")
+    await call.do(call.set("X", "1"))
+    await call.do(call.go("messages", "s"))
 
 
 async def _originate(line: Line, count: int) -> None:
@@ -356,25 +357,21 @@ async def test_cut_in_the_menu_and_back_the_caller_reaches_a_human_at_once(lab: 
 
 @pytest.mark.parametrize("armed", [1, 2])
 async def test_a_daemon_that_ends_as_the_timer_is_armed_has_its_prompt_played(lab: Lab, connect: Connect, armed: int) -> None:
-    menu = _menu(lab)
-    ended = asyncio.Event()
+    ended, times = asyncio.Event(), 0
+    line = await connect(_menu(lab))
+    take = line.ari._take
 
-    async def ends(call: Call) -> None:
-        arm, times = call.set, 0
-
-        async def arms(name: str, value: str) -> None:
-            nonlocal times
-            await arm(name, value)
+    def takes(event: dict[str, Any]) -> None:
+        nonlocal times
+        take(event)
+        if event.get("uri", "").endswith("/variable"):
             times += 1
             if times == armed:
                 line.proxy.drop()
                 line.proxy.cut()
                 ended.set()
 
-        call.set = arms  # type: ignore[method-assign]
-        await menu(call)
-
-    line = await connect(ends)
+    line.ari._take = takes  # type: ignore[method-assign]
     await line.connected()
     caller = await lab.answered_caller()
     if armed == 2:
@@ -408,9 +405,9 @@ async def test_a_line_that_fails_in_the_menu_costs_seconds_only(lab: Lab, connec
 @pytest.mark.parametrize("moment", ["before the call is given back", "just after"])
 async def test_a_class_that_was_decided_outlives_the_timer(lab: Lab, connect: Connect, taker: Phone, moment: str) -> None:
     async def dies(call: Call) -> None:
-        await call.set("IVR", "fire|en|key 2")
+        await call.do(call.set("IVR", "fire|en|key 2"))
         if moment == "just after":
-            await call.go("classified", "T")  # where the timer sends a call that has left the menu and did not stop it yet
+            await call.do(call.go("classified", "T"))  # where the timer sends a call that has left the menu and did not stop it yet
         await asyncio.Event().wait()
 
     def classed() -> list[str]:
@@ -447,15 +444,15 @@ async def test_an_asterisk_that_stalls_as_a_key_is_served_costs_the_caller_no_mo
     pressed, stalled = asyncio.Event(), asyncio.Event()
 
     async def stalls(call: Call) -> None:
-        send = call.set
+        do = call.do
 
-        async def sends(name: str, value: str) -> None:
+        async def does(*commands: Request) -> None:
             if pressed.is_set() and not stalled.is_set():
                 line.proxy.stall()
                 stalled.set()
-            await send(name, value)
+            await do(*commands)
 
-        call.set = sends  # type: ignore[method-assign]
+        call.do = does  # type: ignore[method-assign]
         await _menu(lab)(call)
 
     line = await connect(stalls)
