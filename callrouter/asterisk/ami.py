@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 _ACTION_S, _CONNECT_S, _PING_S = 5.0, 5.0, 1.0
 _QUIET_S = 2.5  # without a message: told as not well
+_GATHER_S = 0.1  # events of so long a time are read together: one turn of the event loop for many of them
 _END = b"\r\n\r\n"  # of a message
 _LINE_MAX = 1000  # Asterisk refuses 1,024 and more (main/manager.c)
 _EVENTS_MAX = 10_000
@@ -153,6 +154,7 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
         self.awaiting_actions: list[object] = []  # AMIProtocol puts here what a Manager would send again
         self._waiting: set[asyncio.Future[Any]] = set()
         self._begun = b""  # of a message that is not complete yet
+        self._pause: asyncio.TimerHandle | None = None  # what comes waits in the kernel until then
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -165,6 +167,7 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
         data = {name: value.encode().decode("latin-1") for name, value in action.items()}
         future: asyncio.Future[Any] = super().send(data, as_list)
         self._waiting.add(future)
+        self._read_on()
         try:
             async with asyncio.timeout(_ACTION_S):
                 answer = await future
@@ -187,6 +190,15 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
                 self._tell(_event(message))
             else:  # an answer, or part of one
                 super().data_received(message + _END)
+        if not self._waiting and self._pause is None:  # who waits for an answer gets it at once
+            self.transport.pause_reading()
+            self._pause = asyncio.get_running_loop().call_later(_GATHER_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+            self.transport.resume_reading()
 
     def dispatch(self, message: Message) -> None:
         self._tell(plain(message))
@@ -222,6 +234,8 @@ class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk is untyped
 
     def shut(self, reason: str) -> None:
         self.lost.set()
+        if self._pause is not None:
+            self._pause.cancel()
         for future in self._waiting:
             if not future.done():
                 future.set_exception(AmiUnreachable(f"{reason}, unknown whether done"))

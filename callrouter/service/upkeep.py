@@ -86,11 +86,7 @@ class Upkeep:
             self._health.set(False, f"{unwritten} calls go on without a recording: disk full?")
         else:
             self._health.set(True, "recordings are written")
-        judged = {}
-        for one in due:
-            if (found := await asyncio.to_thread(self.judge, one, now)) is not None:
-                judged[one.call_id] = found
-        if judged:
+        if judged := await asyncio.to_thread(self._judged, due, now) if due else {}:
             with self._asking():
                 await self._database.write(recordings.save, judged)
         if now >= self._next_housekeeping:
@@ -111,6 +107,9 @@ class Upkeep:
         finally:
             self._asked = None
         self._database_health.set(True, self._database.dialect)
+
+    def _judged(self, due: Sequence[Due], now: datetime) -> dict[str, Found]:
+        return {one.call_id: found for one in due if (found := self.judge(one, now)) is not None}
 
     def judge(self, due: Due, now: datetime) -> Found | None:
         """What became of the recording of an ended call; None while it may still be written."""

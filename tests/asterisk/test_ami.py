@@ -1,6 +1,8 @@
 """The AMI adapter against the real Asterisk, with a proxy between them that fails as networks do; and what its users may not do."""
 
 import asyncio
+import itertools
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -130,6 +132,27 @@ async def test_events_come_in_order_and_names_survive(connect: Connect) -> None:
         one for one in await line.ami.list({"Action": "QueueStatus", "Queue": "fire"}) if one.get("Location") == line.interface
     ]
     assert member["PausedReason"] == reasons[-1]
+
+
+async def test_events_of_a_moment_come_together_and_an_answer_at_once(connect: Connect) -> None:
+    came, answered = list[float](), list[float]()
+    event = b"Event: QueueMemberStatus\r\nQueue: fire\r\n\r\n"
+    line = await connect(on_event=lambda event: came.append(time.monotonic()))
+    await line.connected()
+    for _ in range(100):
+        line.proxy.inject(event)
+        await asyncio.sleep(0.01)
+    await until(lambda: len(came) >= 100, "all are heard of")
+    moments = 1 + sum(later - earlier > 0.005 for earlier, later in itertools.pairwise(came))
+    assert 3 < moments < 30, "ten times a second, at each ping, and as often as other events come"
+    for _ in range(9):
+        heard = len(came)
+        line.proxy.inject(event)
+        await until(lambda n=heard: len(came) > n, "it is heard of")  # type: ignore[misc]
+        asked = time.monotonic()  # now nothing would be read for a tenth of a second
+        await line.ami.do({"Action": "Ping"})
+        answered.append(time.monotonic() - asked)
+    assert statistics.median(answered) < 0.05
 
 
 async def test_before_the_first_connection_an_action_fails_at_once(connect: Connect) -> None:
