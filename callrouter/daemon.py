@@ -11,6 +11,7 @@ AMI and metrics come up beside it and catch up. Any of them may be away for hour
 
 import asyncio
 import fcntl
+import gc
 import signal
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import structlog
+import uvloop
 from aiohttp import web
 
 from callrouter import log as logging
@@ -204,7 +206,8 @@ def main(settings: Settings, profile: Profile) -> int:
         return EX_CONFIG
     code = 0
     try:
-        asyncio.run(_until_stopped(Daemon(settings, profile)))
+        gc.freeze()  # what is there by now stays: not gone through again and again
+        uvloop.run(_until_stopped(Daemon(settings, profile)))
     except* ApplicationReplaced as errors:
         log.error("ended", reason=str(errors.exceptions[0]))
         code = EX_CONFIG
