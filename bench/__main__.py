@@ -6,7 +6,7 @@ native does not count (the machine was too busy, calls of native failed).
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -40,10 +40,11 @@ def main() -> int:
     machine, contenders, results = described(), given.only.split(","), report.directory("bench")
     loads = [replace(TALK, calls=given.calls), replace(SHORT, calls=2 * given.calls)]
     blocks, ended = list[Block](), list[str]()
-    turns = [(n, [one]) for n, one in order(contenders, given.rounds)]
+    turns = order(contenders, given.rounds)
     if given.together:
-        turns = [(n, contenders) for n in range(given.rounds)]
         machine["contenders"] = "all at the same time; each is foreign to the others, and the load's own is that of all"
+    else:
+        turns = [(n, [one]) for n, names in turns for one in names]
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         whole = shown.add_task(f"{given.rounds} rounds, {len(contenders)} contenders", total=len(turns))
@@ -64,7 +65,7 @@ def main() -> int:
 
 
 def blocks_of(
-    names: list[str], turn: int, loads: list[Load], operators: int, progress: Callable[[str, Load, int], None]
+    names: Sequence[str], turn: int, loads: list[Load], operators: int, progress: Callable[[str, Load, int], None]
 ) -> Iterator[Block]:
     """Those contenders, started anew, at the same time under each load. `progress` is told who, which load, how many calls."""
     with ExitStack() as held:

@@ -55,8 +55,7 @@ def test_percentiles_are_the_textbook_ones() -> None:
 
 
 def test_each_round_goes_the_other_way() -> None:
-    turns = order(["a", "b", "c"], 3)
-    assert turns == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "b"), (1, "a"), (2, "a"), (2, "b"), (2, "c")]
+    assert order(["a", "b", "c"], 3) == [(0, ["a", "b", "c"]), (1, ["c", "b", "a"]), (2, ["a", "b", "c"])]
 
 
 def test_a_limit_is_the_figure_or_half_more_than_native_whichever_is_larger() -> None:
