@@ -17,11 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.contenders import CONTENDERS, Contender, running
+from bench.contenders import CONTENDERS
 from bench.figures import order, percentiles
-from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, measure, save
+from bench.load import SHORT, SILENT, TALK, Block, Crowd, Load, crowd_around, measure, save
 from bench.machine import described
-from tests.support.ports import leased_offset
 from tools.ending import end_as_by_ctrl_c
 
 _OPERATORS = 130
@@ -70,21 +69,17 @@ def blocks_of(
     """Those contenders, started anew, at the same time under each load. `progress` is told who, which load, how many calls."""
     with ExitStack() as held:
         threads = held.enter_context(ThreadPoolExecutor())
-        contenders, crowds = list[Contender](), list[Crowd]()
-        for name in names:
-            contenders.append(held.enter_context(running(name, held.enter_context(leased_offset()), operators)))
-            crowds.append(Crowd(contenders[-1]))
-            held.callback(crowds[-1].stop)
+        crowds = [held.enter_context(crowd_around(name, operators)) for name in names]
         for load in loads:
 
-            def measured(contender: Contender, crowd: Crowd, load: Load = load) -> Block:
-                return measure(contender, crowd, load, turn, progress=partial(progress, contender.name, load))
+            def measured(crowd: Crowd, load: Load = load) -> Block:
+                return measure(crowd, load, turn, progress=partial(progress, crowd.contender.name, load))
 
             # One alone in this thread, which Ctrl-C ends at once.
-            yield from (map if len(names) == 1 else threads.map)(measured, contenders, crowds)
-        for contender in contenders:
-            if found := contender.unexplained():
-                raise RuntimeError(f"{contender.name}: {found}")
+            yield from (map if len(names) == 1 else threads.map)(measured, crowds)
+        for crowd in crowds:
+            if found := crowd.contender.unexplained():
+                raise RuntimeError(f"{crowd.contender.name}: {found}")
 
 
 def _progress(shown: Progress, bar: TaskID, turn: int, name: str, load: Load, calls: int) -> None:

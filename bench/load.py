@@ -9,15 +9,17 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from bench.contenders import KEY, QUEUE, Callrouter, Contender
+from bench.contenders import KEY, QUEUE, Callrouter, Contender, running
 from bench.figures import VOID_SHARE
 from bench.meter import Meter, Usage, disk_bytes, memory_mb
 from callrouter.config import ROOT
+from tests.support.ports import WIDE_AUDIO_PORTS, leased_offset
 from tools.sipp import Run, Sipp, SippCall
 
 _LINES_OF_RUN = 100  # operators behind one SIPp: its audio ports are for 200 calls
@@ -99,7 +101,7 @@ class Crowd:
     """Callers and operators around one contender."""
 
     def __init__(self, contender: Contender) -> None:
-        self._contender = contender
+        self.contender = contender
         self._sipp = Sipp(f"{contender.server[0]}:{contender.server[1]}", contender.settings.state / "sipp")
         self._phones: list[Run] = []
         self._registered: list[tuple[Sequence[tuple[str, str]], int]] = []  # operators, and their phones' port
@@ -114,13 +116,13 @@ class Crowd:
             run.stop()
         self._phones.clear()
         self._registered.clear()
-        for group in _batched(self._contender.phones, _LINES_OF_RUN):
+        for group in _batched(self.contender.phones, _LINES_OF_RUN):
             port = next(self._ports)
             self._phones.append(self._sipp.operators(port, ring_ms=_RING_MS, mute=mute))
             self._registered.append((group, port))
         self.renew()
-        count = len(self._contender.phones)
-        wait_until(lambda: self._contender.ready_phones() >= count, f"{count} operators of {self._contender.name} are ready")
+        count = len(self.contender.phones)
+        wait_until(lambda: self.contender.ready_phones() >= count, f"{count} operators of {self.contender.name} are ready")
         return [run.process.pid for run in self._phones]
 
     def renew(self) -> None:
@@ -146,8 +148,20 @@ class Crowd:
         return self._sipp.errors()
 
 
+@contextmanager
+def crowd_around(name: str, operators: int, *, wide: bool = False, **more: Any) -> Iterator[Crowd]:
+    """A crowd around that contender, started anew; both are gone afterwards. `wide`: with more audio ports."""
+    if wide:
+        more["audio_ports"] = WIDE_AUDIO_PORTS
+    with leased_offset(wide=wide) as offset, running(name, offset, operators, **more) as contender:
+        crowd = Crowd(contender)
+        try:
+            yield crowd
+        finally:
+            crowd.stop()
+
+
 def measure(
-    contender: Contender,
     crowd: Crowd,
     load: Load,
     turn: int = 0,
@@ -157,6 +171,7 @@ def measure(
     progress: Callable[[int], None] = lambda calls: None,
 ) -> Block:
     """Warm up, load, wait until all is done. `ear`: one more caller listens for late packets. Raises AssertionError."""
+    contender = crowd.contender
     programs = contender.processes()
     phones = crowd.operators(mute=load.mute)
     crowd.callers(replace(load, stay_ms=min(load.stay_ms, 4000) if load.keys else load.stay_ms), _WARM_UP).wait()

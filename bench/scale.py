@@ -9,8 +9,7 @@ import argparse
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,12 @@ from rich.progress import Progress
 from bench import replay, report
 from bench.__main__ import line
 from bench.bulk import fill
-from bench.contenders import Callrouter, Contender, running
+from bench.contenders import Callrouter
 from bench.figures import VOID_SHARE, Verdict, highest, judge, percentiles
-from bench.load import SHORT, TALK, Block, Crowd, Load, measure, save
+from bench.load import SHORT, TALK, Block, Load, crowd_around, measure, save
 from bench.machine import described
 from callrouter.config import ROOT
 from callrouter.profile import load_profile
-from tests.support.ports import WIDE_AUDIO_PORTS, leased_offset
 from tools.ending import end_as_by_ctrl_c
 
 _CONCURRENT = (10, 50, 100, 200, 300)
@@ -207,8 +205,8 @@ def _concurrent(scale: Scale) -> None:
 
 def _measured(name: str, operators: int, load: Load, *, ear: bool = False) -> Block:
     """On a contender with room for as many calls as a place for tests can have."""
-    with _started(name, operators, wide=True) as (contender, crowd):
-        return measure(contender, crowd, load, ear=ear)
+    with crowd_around(name, operators, wide=True) as crowd:
+        return measure(crowd, load, ear=ear)
 
 
 def _operators(scale: Scale) -> None:
@@ -217,8 +215,8 @@ def _operators(scale: Scale) -> None:
     for count in (one for one in _OPERATORS if one <= scale.largest):
 
         def measured(count: int = count) -> Block:
-            with _started("callrouter", count) as (contender, crowd):
-                return measure(contender, crowd, load, idle_s=10)
+            with crowd_around("callrouter", count) as crowd:
+                return measure(crowd, load, idle_s=10)
 
         if isinstance(block := scale.block(f"{count} operators", measured), Block):
             scale.keep("operators", {"x": count, **asdict(block)})
@@ -241,12 +239,12 @@ def _tickets(scale: Scale) -> None:
 
             def measured(name: str = name, count: int = count) -> Block:
                 began = time.monotonic()
-                with _started(name, load.concurrent + 20, filled=lambda url: fill(url, count)) as (contender, crowd):
+                with crowd_around(name, load.concurrent + 20, filled=lambda url: fill(url, count)) as crowd:
                     scale.say(f"{name}: {count} tickets made, stack started in {time.monotonic() - began:.0f} s")
-                    assert isinstance(contender, Callrouter)
+                    assert isinstance(crowd.contender, Callrouter)
                     if count:
-                        _lists(contender, count, scale)
-                    return measure(contender, crowd, load)
+                        _lists(crowd.contender, count, scale)
+                    return measure(crowd, load)
 
             if isinstance(block := scale.block(f"{name}, {count} tickets", measured), Block):
                 scale.keep("tickets", {"x": count, **asdict(block)})
@@ -284,19 +282,6 @@ def _judged(row: dict[str, Any]) -> Verdict:
     return judge(
         f"{row['contender']}: list of {row['tickets']} tickets, {row['filter']}, p99", row["p99"], _LIST_MS[row["contender"]], "ms"
     )
-
-
-@contextmanager
-def _started(name: str, operators: int, *, wide: bool = False, **more: Any) -> Iterator[tuple[Contender, Crowd]]:
-    """`wide`: with more audio ports."""
-    if wide:
-        more["audio_ports"] = WIDE_AUDIO_PORTS
-    with leased_offset(wide=wide) as offset, running(name, offset, operators, **more) as contender:
-        crowd = Crowd(contender)
-        try:
-            yield contender, crowd
-        finally:
-            crowd.stop()
 
 
 if __name__ == "__main__":

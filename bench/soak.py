@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import report
-from bench.contenders import Callrouter, running
+from bench.contenders import Callrouter
 from bench.figures import flat, percentiles
-from bench.load import Crowd, Load, save, wait_until
+from bench.load import Crowd, Load, crowd_around, save, wait_until
 from bench.machine import described
 from bench.meter import descriptors, memory_mb, threads
-from tests.support.ports import leased_offset
 from tools.ending import end_as_by_ctrl_c
 from tools.sipp import Run, SippCall
 
@@ -57,13 +56,11 @@ def main() -> int:
     end_as_by_ctrl_c()
     console = Console(highlight=False)
     machine, results = described(), report.directory("soak")
-    with leased_offset() as offset, running("callrouter", offset, 130) as contender:
-        assert isinstance(contender, Callrouter)
-        soak = Soak(contender, given.rate, given.hours * 3600)
+    with crowd_around("callrouter", 130) as crowd:
+        soak = Soak(crowd, given.rate, given.hours * 3600)
         try:
             soak.run(console)
         finally:
-            soak.crowd.stop()
             faults = [*soak.faults, *leaks(soak.samples)]
             said = f"{soak.done} calls in {given.hours * 60:.0f} minutes, {len(soak.samples)} samples: "
             said += "everything flat, every ticket right" if not faults else "; ".join(faults[:10])
@@ -77,13 +74,14 @@ def main() -> int:
 class Soak:
     """One stack under calls, its samples, and what was wrong with calls and tickets."""
 
-    def __init__(self, contender: Callrouter, rate: float, seconds: float) -> None:
-        self.contender, self.crowd = contender, Crowd(contender)
+    def __init__(self, crowd: Crowd, rate: float, seconds: float) -> None:
+        assert isinstance(crowd.contender, Callrouter)
+        self.crowd, self.contender = crowd, crowd.contender
         self.samples, self.faults = list[Sample](), list[str]()
         self._load, self._seconds = Load("soak", "caller_keys", 0, rate, stay_ms=3_000), seconds
         self._every_s = max(5.0, seconds / _SAMPLES)
         self._began = time.monotonic()
-        self._pids = contender.processes()
+        self._pids = self.contender.processes()
         self.done = 0  # calls of runs that have ended
 
     def run(self, console: Console) -> None:

@@ -16,23 +16,18 @@ import pytest
 from rich.console import Console
 
 from bench.__main__ import blocks_of
-from bench.contenders import Callrouter, running
-from bench.load import SHORT, TALK, Block, Crowd, Load, measure, wait_until
+from bench.contenders import Callrouter
+from bench.load import SHORT, TALK, Block, Load, crowd_around, measure, wait_until
 from bench.soak import Soak
 from callrouter.asterisk import conf
 from callrouter.config import ROOT
 from tests.support import until
-from tests.support.ports import leased_offset
 from tools.sipp import Run, Sipp
 
 
 def measured(name: str, load: Load, *, ear: bool = False) -> Block:
-    with leased_offset() as offset, running(name, offset, 12) as contender:
-        crowd = Crowd(contender)
-        try:
-            return measure(contender, crowd, load, idle_s=0.2, ear=ear)
-        finally:
-            crowd.stop()
+    with crowd_around(name, 12) as crowd:
+        return measure(crowd, load, idle_s=0.2, ear=ear)
 
 
 def words(pid: int) -> list[str]:
@@ -88,15 +83,11 @@ async def test_contenders_are_measured_at_the_same_time() -> None:
 
 def reconciled() -> tuple[str, str]:
     """What reconciliation finds after a block, and what once the calls' records are gone."""
-    with leased_offset() as offset, running("callrouter", offset, 12) as contender:
-        crowd = Crowd(contender)
-        try:
-            measure(contender, crowd, replace(SHORT, calls=4), idle_s=0.2)
-        finally:
-            crowd.stop()
-        found = contender.unexplained()
-        (contender.settings.state / "cdr" / "cdr.csv").write_text("")
-        return found, contender.unexplained()
+    with crowd_around("callrouter", 12) as crowd:
+        measure(crowd, replace(SHORT, calls=4), idle_s=0.2)
+        found = crowd.contender.unexplained()
+        (crowd.contender.settings.state / "cdr" / "cdr.csv").write_text("")
+        return found, crowd.contender.unexplained()
 
 
 async def test_after_each_contender_its_records_must_add_up() -> None:
@@ -130,20 +121,18 @@ def expiries(contender: Callrouter) -> list[int]:
 
 
 def soaked() -> tuple[Soak, list[int], list[int]]:
-    with leased_offset() as offset, running("callrouter", offset, 60) as contender:
-        assert isinstance(contender, Callrouter)
-        soak = Soak(contender, rate=2, seconds=14)
-        killer = threading.Timer(8, lambda: os.kill(contender.processes()["web"], signal.SIGKILL))
+    with crowd_around("callrouter", 60) as crowd:
+        soak = Soak(crowd, rate=2, seconds=14)
+        killer = threading.Timer(8, lambda: os.kill(soak.contender.processes()["web"], signal.SIGKILL))
         try:
             killer.start()
             soak.run(Console(quiet=True))
-            before = expiries(contender)
+            before = expiries(soak.contender)
             wait_until(lambda: time.time() > max(before) - 3600 + 1, "a second is over")
-            soak.crowd.renew()
-            return soak, before, expiries(contender)
+            crowd.renew()
+            return soak, before, expiries(soak.contender)
         finally:
             killer.join()
-            soak.crowd.stop()
 
 
 async def test_a_soak_tells_a_restarted_program_and_keeps_its_operators_registered() -> None:
@@ -158,14 +147,10 @@ async def test_a_soak_tells_a_restarted_program_and_keeps_its_operators_register
 
 async def test_a_soak_that_ends_early_is_a_fault_and_no_exception() -> None:
     def locked_out() -> Soak:
-        with leased_offset() as offset, running("callrouter", offset, 3) as contender:
-            assert isinstance(contender, Callrouter)
-            contender.phones = [(user, "wrong") for user, _ in contender.phones]
-            soak = Soak(contender, rate=2, seconds=10)
-            try:
-                soak.run(Console(quiet=True))
-            finally:
-                soak.crowd.stop()
+        with crowd_around("callrouter", 3) as crowd:
+            crowd.contender.phones = [(user, "wrong") for user, _ in crowd.contender.phones]
+            soak = Soak(crowd, rate=2, seconds=10)
+            soak.run(Console(quiet=True))
             return soak
 
     soak = await asyncio.to_thread(locked_out)
