@@ -40,12 +40,9 @@ def fill(url: str, count: int) -> None:
 
 
 async def filled(url: str, count: int) -> None:
-    database = Database(url)
-    try:
+    async with Database(url) as database:
         await database.write(lambda c: [c.exec_driver_sql(one) for one in _statements(database.dialect, count)])
         await database.write(sa.Connection.exec_driver_sql, "ANALYZE")  # what PostgreSQL's autovacuum does within a minute
-    finally:
-        await database.dispose()
 
 
 def _statements(dialect: str, count: int) -> list[str]:

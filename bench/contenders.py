@@ -272,12 +272,9 @@ class Callrouter(Contender):
 
     def _count(self, where: sa.ColumnElement[bool]) -> int:
         async def count() -> int:
-            database = Database(self.settings.database_url)
-            try:
+            async with Database(self.settings.database_url) as database:
                 query = sa.select(sa.func.count()).select_from(schema.call).where(where)
                 return int(await database.read(sa.Connection.scalar, query) or 0)
-            finally:
-                await database.dispose()
 
         return asyncio.run(count())
 
@@ -331,17 +328,14 @@ async def _signed_up(url: str, count: int) -> list[tuple[str, str]]:
     """(user, password) of new operators, written straight into the database: nobody signs in at the console, whose hashes
     would take minutes of the processor."""
     made = [(f"op-bench{n:03d}", new_password()) for n in range(count)]
-    database = Database(url)
 
     def sign_up(connection: sa.Connection) -> None:
         for user, password in made:
             ha1 = hashlib.md5(f"{user}:{REALM}:{password}".encode(), usedforsecurity=False).hexdigest()
             people.add_operator(connection, Operator(user, user, ha1, user, "none", ((QUEUE, 0), ("call_takers", 0))))
 
-    try:
+    async with Database(url) as database:
         await database.write(sign_up)
-    finally:
-        await database.dispose()
     return made
 
 

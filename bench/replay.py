@@ -33,10 +33,7 @@ def seconds(kind: str, calls: int, profile: Profile) -> float:
 
 
 async def _replayed(url: str, journal: Path, profile: Profile) -> tuple[float, ledger.Replayed]:
-    database = Database(url)
-    try:
+    async with Database(url) as database:
         began = time.monotonic()
         done = await ledger.replay(database, journal, city(profile), "none", lambda done, total: None)
         return time.monotonic() - began, done
-    finally:
-        await database.dispose()

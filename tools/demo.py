@@ -142,8 +142,7 @@ def _stack() -> Stack:
 
 async def _people(stack: Stack) -> tuple[str, list[tuple[str, str]]]:
     """An admin's token, and two operators for each queue (three where callers without a class go)."""
-    database = Database(stack.settings.database_url)
-    try:
+    async with Database(stack.settings.database_url) as database:
         service = Operators(stack.settings, stack.profile, database)
         made = []
         for queue in stack.profile.queues:
@@ -152,8 +151,6 @@ async def _people(stack: Stack) -> tuple[str, list[tuple[str, str]]]:
                 [f"{queue.names[stack.profile.languages[0]]} {n + 1}" for n in range(count)], [(queue.code, None)]
             )
         return await service.new_token("admin"), [(one.user, one.sip_password) for one in made]
-    finally:
-        await database.dispose()
 
 
 def _play(console: Console, sipp: Sipp, callers: list[Cast], stack: Stack, token: str) -> dict[str, bool]:

@@ -47,11 +47,8 @@ def with_database(work: Callable[[Settings, Profile, Database], Awaitable[T]]) -
         file = sqlite_file(here.database_url)
         if file is not None and not file.exists():  # opening it would make an empty one
             fail(f"there is no database at {file}: run `callrouter migrate`, or is CALLROUTER_STATE right?")
-        database = Database(here.database_url)
-        try:
+        async with Database(here.database_url) as database:
             return await work(here, profile, database)
-        finally:
-            await database.dispose()
 
     return asyncio.run(opened())
 

@@ -71,8 +71,7 @@ async def _heard_prompt(dialog: Dialog) -> bool:
 
 
 async def _ticket(here: Settings, call_id: str) -> str | None:
-    database = Database(here.database_url)
-    try:
+    async with Database(here.database_url) as database:
         deadline = time.monotonic() + _TICKET_S
         while time.monotonic() < deadline:
             page = await database.read(tickets.search, Filters(), None, 20, "", "")
@@ -80,6 +79,4 @@ async def _ticket(here: Settings, call_id: str) -> str | None:
                 if one["call"]["sip_call_id"] == call_id:
                     return str(one["number"]) if one["test"] else None
             await asyncio.sleep(0.1)
-    finally:
-        await database.dispose()
     return None

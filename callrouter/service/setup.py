@@ -31,11 +31,9 @@ def city(profile: Profile) -> City:
 
 
 async def _phones(settings: Settings, profile: Profile) -> list[conf.Phone] | None:
-    database = Database(settings.database_url)
     try:
-        return await Operators(settings, profile, database).phones()
+        async with Database(settings.database_url) as database:
+            return await Operators(settings, profile, database).phones()
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("operators stay as rendered last: the database does not answer", reason=str(error).splitlines()[0])
         return None
-    finally:
-        await database.dispose()

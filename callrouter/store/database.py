@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -43,6 +43,12 @@ class Database:
     async def write(self, do: Callable[Concatenate[sa.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The same in a transaction that writes; committed at the end, rolled back by any exception."""
         return await self._carrier.write(lambda connection: do(connection, *args, **kwargs))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.dispose()
 
     async def dispose(self) -> None:
         """Close its connections."""

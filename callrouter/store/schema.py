@@ -226,11 +226,8 @@ def migrate(url: str) -> None:
 
 
 async def _migrate(url: str) -> None:
-    database = Database(url)
-    try:
+    async with Database(url) as database:
         await database.write(_upgrade)
-    finally:
-        await database.dispose()
 
 
 def _upgrade(connection: sa.Connection) -> None:

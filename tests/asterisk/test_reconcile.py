@@ -357,12 +357,9 @@ async def test_the_night_mends_and_tells_what_it_cannot(damaged: Day) -> None:
     _journal(damaged, call_id)
     _call(damaged, call_id)
     here, profile = damaged.lab.stack.settings, damaged.lab.stack.profile
-    database = Database(here.database_url)
-    try:
+    async with Database(here.database_url) as database:
         service = Reconciliation(database, here.state, profile, secret(here.state, "test_call"))
         await service.night(datetime.now(UTC))
-    finally:
-        await database.dispose()
     assert damaged.ticket(call_id)["outcome"] == "abandoned_ivr"
     assert service.mended >= 1
     assert service.findings == 1  # the number of the ticket that is gone

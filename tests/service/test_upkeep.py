@@ -254,11 +254,8 @@ async def held_by_another(url: str) -> AsyncIterator[None]:
         over.wait()
 
     async def somebody() -> None:
-        his = Database(url)
-        try:
+        async with Database(url) as his:
             await his.write(hold)
-        finally:
-            await his.dispose()
 
     holding = asyncio.create_task(asyncio.to_thread(asyncio.run, somebody()))
     try:

@@ -30,6 +30,5 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    made = Database(database_url)
-    yield made
-    await made.dispose()
+    async with Database(database_url) as made:
+        yield made

@@ -45,8 +45,7 @@ class Lab:
 
     async def add_operators(self, count: int, *queues: str) -> list[tuple[str, str, str]]:
         """(name, user, password) of new operators who serve those queues; `fire:1` is a queue with its penalty."""
-        database = Database(self.stack.settings.database_url)
-        try:
+        async with Database(self.stack.settings.database_url) as database:
             service = Operators(self.stack.settings, self.stack.profile, database)
             names = []
             for _ in range(count):
@@ -55,8 +54,6 @@ class Lab:
             served = [(code, int(penalty) if penalty else None) for code, _, penalty in (queue.partition(":") for queue in queues)]
             made = await service.add(names, served)
             return [(one.name, one.user, one.sip_password) for one in made]
-        finally:
-            await database.dispose()
 
     async def operator(
         self, *queues: str, ring: float | None = 0.1, decline: int | None = None, echo: bool = False, hz: float = OPERATOR_HZ
@@ -256,11 +253,8 @@ def outside(contact: str, *, lines: int = 2, every_s: int = 30) -> Callable[[str
 async def start(stack: Stack) -> Lab:
     await asyncio.to_thread(stack.up)
     lab = Lab(stack)
-    database = Database(stack.settings.database_url)
-    try:
+    async with Database(stack.settings.database_url) as database:
         lab.token = await Operators(stack.settings, stack.profile, database).new_token("admin")
-    finally:
-        await database.dispose()
     return lab
 
 

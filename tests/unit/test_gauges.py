@@ -38,12 +38,10 @@ async def parts(tmp_path: Path) -> AsyncIterator[tuple[Ari, Ledger, Refusals, Wa
     async def serve(call: Call) -> None:
         raise AssertionError
 
-    database = Database(f"sqlite:///{tmp_path / 'callrouter.db'}")
-    ari = Ari("http://127.0.0.1:1", "secret", serve)
-    ledger = Ledger(database, tmp_path / "cel.csv", City("AMB", ZoneInfo("Asia/Jayapura"), "62", "911"), "secret")
-    ami = Ami("127.0.0.1", 1, "daemon", "secret")
-    yield ari, ledger, Refusals(database), Watchdog(tmp_path, ("127.0.0.1", 1), ami, ari, ledger)
-    await database.dispose()
+    ari, ami = Ari("http://127.0.0.1:1", "secret", serve), Ami("127.0.0.1", 1, "daemon", "secret")
+    async with Database(f"sqlite:///{tmp_path / 'callrouter.db'}") as database:
+        ledger = Ledger(database, tmp_path / "cel.csv", City("AMB", ZoneInfo("Asia/Jayapura"), "62", "911"), "secret")
+        yield ari, ledger, Refusals(database), Watchdog(tmp_path, ("127.0.0.1", 1), ami, ari, ledger)
 
 
 def test_a_member_is_counted_by_queue_and_state() -> None:
