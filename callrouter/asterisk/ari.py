@@ -15,6 +15,7 @@ import math
 import random
 import time
 from base64 import b64encode
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -237,13 +238,16 @@ class Ari:
         loop = asyncio.get_running_loop()
         asked = {str(next(self._ids)): loop.create_future() for _ in requests}
         self._answers |= asked
+        unsent = deque(asked.values())
         try:
             async with asyncio.timeout(_REQUEST_S):
                 for request_id, request in zip(asked, requests, strict=True):
+                    unsent.popleft()
                     await socket.send_str(request.message(request_id))
                 await asyncio.wait(asked.values())
         except TimeoutError:
-            pass
+            for answer in unsent:  # an Asterisk that reads nothing any more: those wait for nobody
+                answer.cancel()
         except (OSError, aiohttp.ClientError):
             for answer in asked.values():
                 answer.cancel()
@@ -360,7 +364,7 @@ def _told(request: Request, answer: "asyncio.Future[dict[str, Any]]") -> Any:
     if not answer.done():
         return AriLate(f"{request}: no answer in {_REQUEST_S:.0f} s")
     if answer.cancelled():
-        return AriUnreachable(f"{request}: connection lost")
+        return AriUnreachable(f"{request}: connection lost or stuck")
     got = answer.result()
     text = got.get("message_body") or ""
     if got["status_code"] >= 300:

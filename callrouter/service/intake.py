@@ -67,7 +67,8 @@ class Intake:
                     until = action.until_s
                     await self._say(call, action)
                 digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
-                action = ivr.feed(Tick() if digit is None else Key(digit), time.monotonic() - answered)
+                at = time.monotonic() - answered
+                action = ivr.feed(Tick(), max(at, until)) if digit is None else ivr.feed(Key(digit), at)
         except AriUnreachable:
             raise
         except AriError as error:
@@ -79,9 +80,6 @@ class Intake:
 
     # What belongs together is sent at once, in its order: a daemon that ended, or an Asterisk that stalled, in between would leave
     # a long timer and nothing to hear.
-
-    # What belongs together is sent at once: a daemon that ended, or an Asterisk that stalled, in between would leave a long timer
-    # and nothing to hear.
 
     async def _say(self, call: Call, say: Say) -> None:
         arm = call.set("TIMEOUT(absolute)", f"{say.dead_man_s:.3f}")

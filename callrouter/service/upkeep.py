@@ -25,6 +25,7 @@ from callrouter.store.recordings import Due, Found
 
 JOURNAL_MAX = 64 << 20
 _LOOK_S, _ANSWER_S = 1.0, 1.5  # longer without an answer: the database is told as not well
+_JUDGING_S = 0.5  # of one round; the rest in the next
 _HOUSEKEEPING = timedelta(hours=1)
 _CLOSED_AFTER_S = 5.0  # MixMonitor writes every 2 s: nothing for this long, and nobody writes any more
 _NOT_WRITTEN_AFTER_S = 1.0  # MixMonitor makes the file with the first audio, 0.04 s after the answer; told within 3 s then
@@ -109,7 +110,14 @@ class Upkeep:
         self._database_health.set(True, self._database.dialect)
 
     def _judged(self, due: Sequence[Due], now: datetime) -> dict[str, Found]:
-        return {one.call_id: found for one in due if (found := self.judge(one, now)) is not None}
+        """As many as there is time for: whoever ends this process waits for the thread."""
+        judged, until = {}, time.monotonic() + _JUDGING_S
+        for one in due:
+            if (found := self.judge(one, now)) is not None:
+                judged[one.call_id] = found
+            if time.monotonic() > until:
+                break
+        return judged
 
     def judge(self, due: Due, now: datetime) -> Found | None:
         """What became of the recording of an ended call; None while it may still be written."""

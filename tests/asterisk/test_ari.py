@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from callrouter.asterisk import conf
-from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriUnreachable, Call, Request
+from callrouter.asterisk.ari import ApplicationReplaced, Ari, AriError, AriLate, AriUnreachable, Call, Request
 from callrouter.phone import Phone
 from callrouter.service.intake import Intake, flow
 from tests.support import until
@@ -135,6 +135,17 @@ async def test_a_request_without_an_answer_fails_after_two_seconds(lab: Lab, con
     assert 1.9 < time.monotonic() - began < 3
     line.proxy.heal()
     assert await line.ari.request("GET", APPLICATION), "the late answer is nobody's; the next one is ours"
+
+
+async def test_a_command_that_asterisk_did_not_even_take_is_not_done(lab: Lab, connect: Connect) -> None:
+    """Of one that is only late, Asterisk has it, and does it when it goes on."""
+    line = await connect()
+    await line.connected()
+    line.proxy.stall()
+    more = 64 << 20  # than all buffers on the way hold
+    late, *not_taken = await line.ari.ask(Request("GET", APPLICATION, {"x": "x" * more}), *[Request("GET", APPLICATION)] * 2)
+    assert isinstance(late, AriLate)
+    assert [type(one) for one in not_taken] == [AriUnreachable] * 2
 
 
 async def test_after_a_cut_the_calls_inside_are_found(lab: Lab, connect: Connect) -> None:
