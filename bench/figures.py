@@ -88,7 +88,7 @@ def highest(holds: Callable[[float], bool], low: float, high: float, step: float
 
 def order(contenders: Sequence[str], rounds: int) -> list[tuple[int, Sequence[str]]]:
     """(round, its contenders): A B C, C B A, A B C, … so that neither a machine that grows slower or faster nor who begins favours
-    anybody. At the same time, too, who began first was told to cost less, by up to a tenth of the long call."""
+    anybody."""
     return [(n, contenders if n % 2 == 0 else contenders[::-1]) for n in range(rounds)]
 
 
