@@ -103,9 +103,8 @@ class Call:
         self.found = found  # was inside already when we connected
         self._ari = ari
         # A dead daemon's playback cannot be listed over ARI, and blocks every later command: so its successor can name it.
-        self._playbacks = [f"{self.id}-{n}" for n in range(4)]
-        self._plays = itertools.cycle(self._playbacks)
-        self._playing = self._playbacks if found else []
+        playbacks = [f"{self.id}-{n}" for n in range(4)]
+        self._plays, self._playing = itertools.cycle(playbacks), playbacks if found else []
         self._keys: asyncio.Queue[str] = asyncio.Queue()
 
     async def key(self, timeout_s: float) -> str | None:

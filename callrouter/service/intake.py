@@ -68,6 +68,7 @@ class Intake:
                     await self._say(call, action)
                 digit = await call.key(max(0.0, until - (time.monotonic() - answered)))
                 at = time.monotonic() - answered
+                # A timer may be early, by less than 1 ms: the instant has come all the same.
                 action = ivr.feed(Tick(), max(at, until)) if digit is None else ivr.feed(Key(digit), at)
         except AriUnreachable:
             raise

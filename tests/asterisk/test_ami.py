@@ -139,9 +139,8 @@ async def test_events_of_a_moment_come_together_and_an_answer_at_once(connect: C
     event = b"Event: QueueMemberStatus\r\nQueue: fire\r\n\r\n"
     line = await connect(on_event=lambda event: came.append(time.monotonic()))
     await line.connected()
-    for _ in range(100):
-        line.proxy.inject(event)
-        await asyncio.sleep(0.01)
+    for n in range(100):
+        asyncio.get_running_loop().call_later(n / 100, line.proxy.inject, event)
     await until(lambda: len(came) >= 100, "all are heard of")
     moments = 1 + sum(later - earlier > 0.005 for earlier, later in itertools.pairwise(came))
     assert 3 < moments < 30, "ten times a second, at each ping, and as often as other events come"
